@@ -1,0 +1,1 @@
+"""What a mask means (`MaskFormat`) and how files hold it (codecs). Import from the modules."""

@@ -1,0 +1,260 @@
+"""One PNG file per class and mask: overlapping classes, each marked in a file of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segkit.formats.codec import RESERVED_NAMES, Codec, disk_values, look_up, values_outside
+from segkit.formats.files import check_stem, path_of, walk
+from segkit.formats.mask_format import BACKGROUND, MaskFormat
+from segkit.formats.png_files import read_png, write_png
+
+DEFAULT_PATTERN = "{class}/{stem}.png"
+# What people write for "here": 255 is what a viewer shows white, 1 is what a program counts.
+_DEFAULT_PRESENT = (255, 1)
+# In the 0/1 planes of class files, as in those of `OverlappingMasks`.
+_IGNORED = 255
+_MISSING = ("error", "ignore", "empty")
+_UNMARKED = ("error", "ignore")
+
+
+class FilePerClass(Codec):
+    """A file per class, which holds 0 where the class is not and one other value where it is.
+
+    Classes that exclude each other may lie this way too. A class named `background` then has no file: it is where
+    no other class is marked. Without such a class, an unmarked pixel is an error (or ignored, see `unmarked`), and
+    two marks on one pixel always are an error.
+
+    Args:
+        pattern: where a class file lies below the root; names `{class}` and `{stem}` once each.
+        present_values: disk values that mark the class, of which the first is written. By default 255 and 1 both
+            do, but not in one file, where one of them is likely to mean something else.
+        ignored_values: disk values that mean "do not look here"; the first is written.
+        missing: what an absent class file says: `error`, nothing known of that class (`ignore`), or that the
+            class is not there (`empty`). At least one file of a sample must exist.
+        unmarked: for exclusive classes without `background`: what a pixel says that no file marks.
+    """
+
+    name = "file_per_class"
+
+    def __init__(
+        self,
+        format: MaskFormat,
+        pattern: str = DEFAULT_PATTERN,
+        present_values: Iterable[int] | None = None,
+        ignored_values: Iterable[int] = (),
+        missing: str = "error",
+        unmarked: str = "error",
+    ) -> None:
+        super().__init__(format)
+        self.pattern = _check_pattern(pattern)
+        self.missing = _one_of(missing, _MISSING, "missing")
+        self.unmarked = _one_of(unmarked, _UNMARKED, "unmarked")
+        self.ignored_values = disk_values(ignored_values)
+        self.both_at_once = present_values is not None
+        self.present_values = (
+            tuple(v for v in _DEFAULT_PRESENT if v not in self.ignored_values)
+            if present_values is None
+            else disk_values(present_values)
+        )
+        _check_values(self.present_values, self.ignored_values)
+        self.filed_classes = [n for n in format.names if format.classes_overlap or n != BACKGROUND]
+        for name in self.filed_classes:
+            _check_class_name(name)
+        if not self.filed_classes:
+            raise ValueError("file_per_class: `background` is the only class and has no file. Name another class.")
+
+    def to_spec(self) -> dict[str, Any]:
+        spec: dict[str, Any] = {"name": self.name}
+        if self.pattern != DEFAULT_PATTERN:
+            spec["pattern"] = self.pattern
+        if self.both_at_once:
+            spec["present_values"] = list(self.present_values)
+        if self.ignored_values:
+            spec["ignored_values"] = list(self.ignored_values)
+        if self.missing != "error":
+            spec["missing"] = self.missing
+        if self.unmarked != "error":
+            spec["unmarked"] = self.unmarked
+        return spec
+
+    def stems(self, root: str | Path) -> list[str]:
+        """Samples with a file for any class: one that lacks another class's file must be named, not dropped."""
+        # Long names first: `a_left_lung.png` is `left_lung` of `a`, not `lung` of `a_left`.
+        names = sorted(self.filed_classes, key=len, reverse=True)
+        expressions = [_expression(self.pattern, name) for name in names]
+        stems = set()
+        for relative, _ in walk(root):
+            match = next(filter(None, (e.fullmatch(relative) for e in expressions)), None)
+            if match is not None:
+                stems.add(match["stem"])
+        return sorted(stems)
+
+    def read(self, root: str | Path, stem: str) -> np.ndarray:
+        paths = [self._path(root, stem, name) for name in self.filed_classes]
+        masks = [self._read_class(path) for path in paths]
+        known = [(path, mask) for path, mask in zip(paths, masks, strict=True) if mask is not None]
+        if not known:
+            raise ValueError(f"{paths[0]}: no such file, nor one for another class of {stem!r}.")
+        first, shape = known[0][0], known[0][1].shape
+        for path, mask in known[1:]:
+            if mask.shape != shape:
+                raise ValueError(
+                    f"{path}: is {mask.shape[0]} x {mask.shape[1]} (height x width), but {first} is "
+                    f"{shape[0]} x {shape[1]}: all class files of a sample need one size."
+                )
+        absent = 0 if self.missing == "empty" else _IGNORED
+        planes = np.empty((*shape, len(masks)), np.uint8)
+        for index, marks in enumerate(masks):
+            planes[..., index] = absent if marks is None else marks
+        return planes if self.format.classes_overlap else self._merge(planes, paths)
+
+    def write(self, root: str | Path, stem: str, planes: np.ndarray, like: str | Path | None = None) -> None:
+        paths = [self._path(root, stem, name) for name in self.filed_classes]
+        where = str(paths[0])
+        planes = self.check(planes, where)
+        planes = planes if self.format.classes_overlap else self._spread(planes[..., 0], where)
+        strange = values_outside(planes, (0, 1, _IGNORED))
+        if strange:
+            raise ValueError(f"{where}: plane values {strange}, expected 0, 1 or ignored ({_IGNORED}).")
+        table = np.zeros(256, np.uint8)
+        table[1] = self.present_values[0]
+        if self.ignored_values:
+            table[_IGNORED] = self.ignored_values[0]
+        elif (planes == _IGNORED).any():
+            raise ValueError(
+                f"{where}: some pixels are ignored, and no value on disk means that. "
+                "Add one to `ignored_values`, such as [128]."
+            )
+        for index, path in enumerate(paths):
+            write_png(path, look_up(table, planes[..., index]))
+
+    def _path(self, root: str | Path, stem: str, name: str) -> Path:
+        relative = self.pattern.replace("{class}", name).replace("{stem}", check_stem(stem))
+        return path_of(root, relative[: -len(".png")], relative[-len(".png") :])
+
+    def _read_class(self, path: Path) -> np.ndarray | None:
+        """(H, W) uint8 of 0, 1 and ignored, or None for an absent file."""
+        if not path.exists():
+            if self.missing == "error":
+                raise ValueError(
+                    f"{path}: no such file. Add it, or say what an absent class file means: `missing: empty` "
+                    "(the class is not there) or `missing: ignore` (nothing is known)."
+                )
+            return None
+        png = read_png(path)
+        if png.pixels.ndim != 2 or png.pixels.dtype != np.uint8:
+            raise ValueError(f"{path}: has colours or 16 bits, expected 8-bit gray: 0 and one value for the class.")
+        # White in a 1-bit file: whatever value marks the class.
+        stored = png.pixels * np.uint8(self.present_values[0]) if png.bits == 1 else png.pixels
+        strange = values_outside(stored, (0, *self.present_values, *self.ignored_values))
+        if strange:
+            raise ValueError(
+                f"{path}: found values {strange[:10]}, expected 0 and {' or '.join(map(str, self.present_values))}"
+                f"{f', or {list(self.ignored_values)} for ignored' if self.ignored_values else ''}. "
+                "Add them to `present_values`, or to `ignored_values` to leave them out of training."
+            )
+        marks = values_outside(stored, (0, *self.ignored_values))
+        if len(marks) > 1 and not self.both_at_once:
+            raise ValueError(
+                f"{path}: holds both {marks[0]} and {marks[1]}. Say what they mean: `present_values: {marks}` if both "
+                f"mark the class, or put one of them into `ignored_values`."
+            )
+        table = np.zeros(256, np.uint8)
+        table[list(self.present_values)] = 1
+        table[list(self.ignored_values)] = _IGNORED
+        return look_up(table, stored)
+
+    def _merge(self, planes: np.ndarray, paths: list[Path]) -> np.ndarray:
+        """(H, W, 1) class indices from (H, W, files) marks."""
+        marks = planes == 1
+        twice = marks.sum(2) > 1
+        if twice.any():
+            row, column = np.argwhere(twice)[0].tolist()
+            others = [path for path, mark in zip(paths, marks[row, column], strict=True) if mark]
+            raise ValueError(
+                f"{others[0]}: marks {int(twice.sum())} pixels that other class files mark too (first at row {row}, "
+                f"column {column}: {others[1]}), but the classes exclude each other. "
+                "Correct the files, or use format `multilabel` if the classes may overlap."
+            )
+        indices = [self.format.names.index(name) for name in self.filed_classes]
+        plane = np.array(indices, self.format.dtype)[marks.argmax(2)]
+        unmarked = ~marks.any(2)
+        unknown = unmarked & (planes == _IGNORED).any(2)
+        plane[unknown] = self.format.ignore_index
+        rest = unmarked & ~unknown
+        if BACKGROUND in self.format.names:
+            plane[rest] = self.format.names.index(BACKGROUND)
+        elif self.unmarked == "ignore":
+            plane[rest] = self.format.ignore_index
+        elif rest.any():
+            raise ValueError(
+                f"{paths[0]}: {int(rest.sum())} pixels are marked neither here nor in another class file. Add a class "
+                "`background` for them, or `unmarked: ignore` to leave them out of training."
+            )
+        return plane[..., None]
+
+    def _spread(self, plane: np.ndarray, where: str) -> np.ndarray:
+        """(H, W, files) of 0, 1 and ignored from (H, W) class indices."""
+        unknown = plane == self.format.ignore_index
+        strange = np.unique(plane[(plane >= self.format.num_classes) & ~unknown]).tolist()
+        if strange:
+            raise ValueError(f"{where}: plane values {strange} are no class of the format.")
+        indices = [self.format.names.index(name) for name in self.filed_classes]
+        planes = (plane[..., None] == np.array(indices, plane.dtype)).astype(np.uint8)
+        if self.ignored_values or self.unmarked == "error" or BACKGROUND in self.format.names:
+            planes[unknown] = _IGNORED
+        return planes
+
+
+def _check_pattern(pattern: str) -> str:
+    text = str(pattern)
+    plain = text.replace("{class}", "c").replace("{stem}", "s")
+    once = text.count("{class}") == 1 and text.count("{stem}") == 1
+    if not once or not text.lower().endswith(".png") or "{" in plain or "}" in plain:
+        raise ValueError(
+            f"file_per_class: pattern is {pattern!r}: expected a path that names {{class}} and {{stem}} once each "
+            f"and ends in .png, such as {DEFAULT_PATTERN!r} or '{{stem}}_{{class}}.png'."
+        )
+    check_stem(plain)
+    return text
+
+
+def _expression(pattern: str, name: str) -> re.Pattern[str]:
+    """What the class files of `name` match, with the stem as a group; the suffix in any case."""
+    path = pattern[: -len(".png")].replace("{class}", name)
+    before, after = (re.escape(part) for part in path.split("{stem}"))
+    return re.compile(rf"{before}(?P<stem>.+){after}(?i:\.png)")
+
+
+def _check_values(present: tuple[int, ...], ignored: tuple[int, ...]) -> None:
+    if not present:
+        raise ValueError("file_per_class: no value is left to mark a class: give `present_values`, such as [255].")
+    for value in (*present, *ignored):
+        if not 0 <= value <= 255 or (value == 0 and value in present):
+            raise ValueError(f"file_per_class: disk value {value}: expected 1 to 255 (0 is where a class is not).")
+    twice = sorted(set(present) & set(ignored))
+    if twice or 0 in ignored:
+        raise ValueError(
+            f"file_per_class: disk values {twice or [0]} are in `ignored_values` and mean something else too "
+            "(0 is where a class is not): leave them out."
+        )
+
+
+def _check_class_name(name: str) -> None:
+    if any(c in name for c in "/\\\0{}") or name.startswith(".") or name in RESERVED_NAMES:
+        raise ValueError(
+            f"file_per_class: class {name!r} cannot be the name of a folder or file: give it a name without slashes, "
+            "leading dots or other signs that paths use."
+        )
+
+
+def _one_of(value: str, known: tuple[str, ...], option: str) -> str:
+    if value not in known:
+        raise ValueError(f"file_per_class: {option} is {value!r}: expected {', '.join(known)}.")
+    return value

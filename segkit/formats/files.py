@@ -1,0 +1,90 @@
+"""Files below a root: which stems there are, where a stem lies, and writing whole files or none."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+from segkit.formats.codec import RESERVED_NAMES
+
+
+def find_files(root: str | Path, suffixes: Iterable[str]) -> dict[str, Path]:
+    """Stem -> path of every file below `root` that ends in one of `suffixes` (any case), sorted by stem.
+
+    Hidden files, hidden folders and what `predict` puts beside masks (`RESERVED_NAMES`) are passed over.
+
+    Raises:
+        ValueError: `root` is no folder, or two files have the same stem.
+    """
+    endings = tuple(s.lower() for s in suffixes)
+    found: dict[str, Path] = {}
+    for relative, path in walk(root):
+        ending = next((e for e in endings if relative.lower().endswith(e)), None)
+        if ending is None or len(path.name) == len(ending):
+            continue
+        stem = relative[: -len(ending)]
+        if stem in found:
+            raise ValueError(f"{path} and {found[stem]} are both sample {stem!r}: keep one of them.")
+        found[stem] = path
+    return dict(sorted(found.items()))
+
+
+def walk(root: str | Path) -> Iterator[tuple[str, Path]]:
+    """(path below `root` with forward slashes, path) of every file that is neither hidden nor reserved."""
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(f"{root}: no such folder.")
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        # Linked data sets are common; a link back to a parent would never end.
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if _is_shown(f))
+        for name in names:
+            if _is_shown(name):
+                path = Path(folder, name)
+                yield path.relative_to(root).as_posix(), path
+
+
+def check_stem(stem: str) -> str:
+    """`stem` if it names a sample below a root: no way out of the folder, no hidden or reserved name."""
+    parts = stem.split("/")
+    if "\\" in stem or "\0" in stem or PurePosixPath(stem).is_absolute() or not all(_is_shown(p) for p in parts):
+        raise ValueError(
+            f"{stem!r} is no name of a sample: expected a path below the folder, such as `a` or `night/a`, without "
+            f"`..`, hidden parts (`.x`) or {list(RESERVED_NAMES)}."
+        )
+    return stem
+
+
+def path_of(root: str | Path, stem: str, suffix: str) -> Path:
+    """Existing file of `stem` whatever the case of its suffix, else the path with `suffix` as given."""
+    path = Path(root, check_stem(stem) + suffix)
+    if path.exists():
+        return path
+    upper = path.with_name(path.name[: -len(suffix)] + suffix.upper())
+    return upper if upper.exists() else path
+
+
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Write `content` so that readers see the old file or the new one, never a part; folders are made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Hidden, so that a run cut off here leaves nothing that reads as a mask; in the same folder, so that the
+    # rename stays within one file system.
+    part = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:12]}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _is_shown(name: str) -> bool:
+    return bool(name) and not name.startswith(".") and name not in RESERVED_NAMES

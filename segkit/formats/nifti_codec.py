@@ -1,0 +1,258 @@
+"""Label volumes in NIfTI files, read and written slice by slice."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segkit.formats.codec import Codec, PixelValues
+from segkit.formats.files import check_stem, find_files, path_of, write_whole
+from segkit.formats.mask_format import BACKGROUND, MaskFormat
+from segkit.formats.nifti_slices import (
+    NIFTI_SUFFIXES,
+    axis_number,
+    file_stamp,
+    load_volume,
+    nifti_case_name,
+    open_nifti,
+    parse_slice_stem,
+    set_volume_slice,
+    slice_shape,
+    slice_stem,
+    volume_shape,
+    volume_slice,
+)
+from segkit.formats.png_files import read_png, write_png
+
+# Written slices wait here, below the root, until `finish` joins them; hidden, so nothing reads them as masks.
+PARTS = ".segkit-parts"
+_HEADER = "header"
+
+
+class NiftiSlices(Codec):
+    """A folder of label volumes `CASE.nii.gz` (or `.nii`), whose samples are slices `CASE@z017`.
+
+    Rows and columns of a slice are those of `nifti_slices.volume_slice`. Labels stored as whole floats are read.
+    `write` keeps single slices, `finish` joins them into volumes with the header of the `like` volume: orientation
+    and voxel size stay as they were.
+
+    Args:
+        format: must have one plane.
+        values: stored value -> class name, see `PixelValues`.
+        ignored_values: stored values that mean "do not look here"; slices that nobody wrote get the first one
+            (else `background`, else they are an error).
+        axis: across which slices are taken: x, y or z.
+    """
+
+    name = "nifti"
+
+    def __init__(
+        self,
+        format: MaskFormat,
+        values: Mapping[int, str | None] | None = None,
+        ignored_values: Iterable[int] = (),
+        axis: str = "z",
+    ) -> None:
+        super().__init__(format)
+        self.values = PixelValues(format, values, ignored_values)
+        self._axis_number = axis_number(axis)
+        self.axis = axis
+
+    def to_spec(self) -> dict[str, Any]:
+        spec = {"name": self.name, **self.values.to_spec()}
+        return spec if self.axis == "z" else {**spec, "axis": self.axis}
+
+    def stems(self, root: str | Path) -> list[str]:
+        """Every slice of every volume; only headers are read."""
+        volumes = find_files(root, NIFTI_SUFFIXES)
+        return [
+            slice_stem(case, self.axis, index)
+            for case, path in volumes.items()
+            for index in range(_label_shape(path)[self._axis_number])
+        ]
+
+    def read(self, root: str | Path, stem: str) -> np.ndarray:
+        case, axis, index = parse_slice_stem(stem)
+        path = _volume_path(root, case)
+        array, where = load_volume(path).array, f"{path}, slice {axis}{index}"
+        _check_label_shape(array.shape, path)
+        return self.values.to_plane(_whole_numbers(volume_slice(array, axis, index), where), where)[..., None]
+
+    def write(self, root: str | Path, stem: str, planes: np.ndarray, like: str | Path | None = None) -> None:
+        """Keep one slice for `finish`.
+
+        Args:
+            like: the volume whose slice this is. Without it the header of a volume of this name below `root` is
+                kept, and else the labels get voxels of 1 mm and as many slices as were written.
+        """
+        case, axis, index = parse_slice_stem(stem)
+        where = f"{Path(root, check_stem(case))}, slice {axis}{index}"
+        stored = self.values.to_disk(self.check(planes, where)[..., 0], where)
+        parts = Path(root, PARTS, case)
+        if like is not None:
+            shape, header = _like(Path(like))
+            if planes.shape[:2] != slice_shape(shape, axis) or index >= shape[axis_number(axis)]:
+                raise ValueError(
+                    f"{where}: a mask of {planes.shape[0]} x {planes.shape[1]} (height x width) is no such slice of "
+                    f"{like}, whose shape is {shape}."
+                )
+            if not _holds(parts / _HEADER, header):
+                write_whole(parts / _HEADER, header)
+        write_png(parts / f"{axis}{index:03d}.png", stored)
+
+    def finish(self, root: str | Path) -> None:
+        """Join the slices into volumes and merge them into those that are there; one process does this."""
+        folder = Path(root, PARTS)
+        cases: dict[str, list[Path]] = {}
+        for path in sorted(folder.rglob("*.png")):
+            cases.setdefault(path.parent.relative_to(folder).as_posix(), []).append(path)
+        for case, paths in cases.items():
+            self._join(_volume_path(root, case), folder / case, paths)
+        _remove_empty(folder)
+
+    def _join(self, path: Path, parts: Path, paths: list[Path]) -> None:
+        slices = {parse_slice_stem(f"part@{p.stem}")[1:]: read_png(p).pixels for p in paths}
+        volume = _start(path, parts / _HEADER, slices)
+        written = np.zeros(volume.shape, bool)
+        if path.exists():
+            if _label_shape(path) != volume.shape:
+                raise ValueError(
+                    f"{path}: is there already with the shape {_label_shape(path)}, but slices were written for a "
+                    f"volume of {volume.shape}. Move the file away or write to another folder."
+                )
+            # Read and written anew, so that only declared values are merged and the depth suits all of them.
+            labels = self.values.to_plane(_whole_numbers(load_volume(path).array, str(path)), str(path))
+            written[:] = True
+        else:
+            labels = np.zeros(volume.shape, self.format.dtype)
+        for (axis, index), stored in slices.items():
+            set_volume_slice(labels, axis, index, self.values.to_plane(stored, f"{parts}, slice {axis}{index}"))
+            set_volume_slice(written, axis, index, np.ones(stored.shape, bool))
+        if not written.all():
+            labels[~written] = self._unwritten(path, written)
+        data = self.values.to_disk(labels, str(path))
+        image = type(volume)(data, None, volume.header)
+        image.header.set_data_dtype(data.dtype)
+        content = image.to_bytes()
+        if path.name.lower().endswith(".gz"):
+            # No time stamp: the same labels are the same file.
+            content = gzip.compress(content, compresslevel=6, mtime=0)
+        write_whole(path, content)
+        for part in (*paths, parts / _HEADER):
+            part.unlink(missing_ok=True)
+
+    def _unwritten(self, path: Path, written: np.ndarray) -> int:
+        """Plane value of voxels in slices that nobody wrote."""
+        if self.values.ignored_values:
+            return self.format.ignore_index
+        known = self.format.plane_values
+        if BACKGROUND in known:
+            return known[BACKGROUND]
+        raise ValueError(
+            f"{path}: {int((~written).sum())} voxels lie in slices that were not written, and no value says so. "
+            "Write the other slices too, or give the codec `ignored_values`, such as [255]."
+        )
+
+
+def _volume_path(root: str | Path, case: str) -> Path:
+    path = path_of(root, case, ".nii.gz")
+    plain = path_of(root, case, ".nii")
+    return plain if plain.exists() and not path.exists() else path
+
+
+def _label_shape(path: Path) -> tuple[int, ...]:
+    return _check_label_shape(volume_shape(path), path)
+
+
+def _check_label_shape(shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
+    if len(shape) != 3:
+        raise ValueError(f"{path}: a volume of shape {shape}, expected one label for each voxel: (x, y, z).")
+    return shape
+
+
+def _whole_numbers(stored: np.ndarray, where: str) -> np.ndarray:
+    """uint8 or uint16 labels of the same values."""
+    if stored.dtype in (np.uint8, np.uint16):
+        return stored
+    if stored.dtype.kind == "f" and not (stored == np.rint(stored)).all():
+        strange = stored[~(stored == np.rint(stored))].ravel()[:5].tolist()
+        raise ValueError(f"{where}: found values {strange}, expected whole numbers. Is this an image, not labels?")
+    if stored.min() < 0 or stored.max() > 65535:
+        raise ValueError(
+            f"{where}: found values from {stored.min()} to {stored.max()}, expected labels from 0 to 65535. "
+            "Renumber the labels."
+        )
+    return stored.astype(np.uint16)
+
+
+def _like(path: Path) -> tuple[tuple[int, ...], bytes]:
+    """Shape (x, y, z) of a volume, and the bytes of a header for its labels."""
+    if nifti_case_name(path) is None:
+        raise ValueError(f"{path}: is no NIfTI volume, so it gives no header for labels. Write PNG masks instead.")
+    return _header_for_labels(path, file_stamp(path))
+
+
+@lru_cache(maxsize=4)
+def _header_for_labels(path: Path, stamp: tuple[str, int, int]) -> tuple[tuple[int, ...], bytes]:
+    image = open_nifti(path)
+    header = image.header.copy()
+    shape = volume_shape(path)[:3]
+    header.set_data_shape(shape)
+    header.set_data_dtype(np.uint8)
+    # Scaling and display range belong to the grey values of the image.
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0
+    buffer = io.BytesIO()
+    header.write_to(buffer)
+    return shape, buffer.getvalue()
+
+
+def _start(path: Path, header: Path, slices: Mapping[tuple[str, int], np.ndarray]) -> Any:
+    """An empty image with the shape and header that the labels get."""
+    import nibabel
+
+    if header.exists():
+        content = header.read_bytes()
+    elif path.exists():
+        content = _like(path)[1]
+    else:
+        return nibabel.Nifti1Image(np.zeros(_shape_around(path, slices), np.uint8), np.eye(4))
+    # The first four bytes are the size of the header, in the byte order of the file.
+    wide = 540 in (int.from_bytes(content[:4], order) for order in ("little", "big"))
+    make = nibabel.Nifti2Image if wide else nibabel.Nifti1Image
+    header_of = make.header_class.from_fileobj(io.BytesIO(content))
+    return make(np.broadcast_to(np.uint8(0), header_of.get_data_shape()), None, header_of)
+
+
+def _shape_around(path: Path, slices: Mapping[tuple[str, int], np.ndarray]) -> tuple[int, ...]:
+    """Smallest (x, y, z) that holds all slices."""
+    axes = {axis for axis, _ in slices}
+    sizes = {stored.shape for stored in slices.values()}
+    if len(axes) != 1 or len(sizes) != 1:
+        raise ValueError(
+            f"{path}: slices of sizes {sorted(sizes)} across {sorted(axes)} make no volume. Write them with `like`, "
+            "the volume they belong to."
+        )
+    number = axis_number(axes.pop())
+    rows, columns = sizes.pop()
+    shape = [columns, rows]
+    shape.insert(number, 1 + max(index for _, index in slices))
+    return tuple(shape)
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    return path.exists() and path.read_bytes() == content
+
+
+def _remove_empty(folder: Path) -> None:
+    for path in (*sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True), folder):
+        # Not there, or another writer has put slices into it.
+        with contextlib.suppress(OSError):
+            path.rmdir()

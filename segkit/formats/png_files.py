@@ -1,0 +1,154 @@
+"""PNG files as they are stored: indices of palettes, samples below 8 bits unscaled, nothing half read.
+
+OpenCV decodes fast, but turns palette indices into colours and stretches 1-, 2- and 4-bit samples to 0..255.
+So the file is taken apart into its chunks here, and OpenCV gets what remains: header and pixels, with a palette
+image declared as gray. Checking each chunk on the way finds damaged files, of which OpenCV may show a part.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from segkit.formats.files import write_whole
+
+# 32768 x 32768: a small file can declare more pixels than a machine has memory.
+MAX_PIXELS = 2**30
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
+
+
+@dataclass(frozen=True, eq=False)
+class Png:
+    """A decoded PNG file.
+
+    Attributes:
+        pixels: (H, W) uint8 or uint16 samples of a gray or palette file, (H, W, 3 or 4) RGB or RGBA otherwise.
+        bits: per sample as stored: 1, 2, 4, 8 or 16.
+        palette: (K, 3) uint8 RGB of a palette file, else None.
+    """
+
+    pixels: np.ndarray
+    bits: int
+    palette: np.ndarray | None = None
+
+
+def read_png(path: str | Path) -> Png:
+    """Decode a PNG file.
+
+    Raises:
+        ValueError: names the file and says whether it is missing, no PNG, damaged, or too large.
+    """
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    try:
+        return decode_png(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def decode_png(content: bytes) -> Png:
+    """Decode the bytes of a PNG file; errors do not name the file."""
+    header, palette, pixels = _chunks(content)
+    width, height, bits, kind, *rest = struct.unpack(">IIBBBBB", header)
+    if not 0 < width * height <= MAX_PIXELS:
+        raise ValueError(f"declares {width} x {height} pixels, expected between 1 and {MAX_PIXELS} of them.")
+    if kind == _PALETTE and not palette:
+        raise ValueError("is a palette PNG without a palette. Restore the file or leave it out.")
+    # A palette index is stored exactly like a gray sample of the same depth.
+    bare = struct.pack(">IIBBBBB", width, height, bits, _GRAY if kind == _PALETTE else kind, *rest)
+    decoded = _decode_bare(b"".join((_SIGNATURE, _chunk(b"IHDR", bare), *pixels, _chunk(b"IEND", b""))))
+    if decoded is None or decoded.shape[:2] != (height, width):
+        raise ValueError("cannot be decoded as PNG. Restore the file or leave it out.")
+    if kind in (_GRAY, _PALETTE):
+        decoded = decoded[..., 0] if decoded.ndim == 3 else decoded
+        if bits < 8:
+            decoded = decoded // np.uint8(255 // (2**bits - 1))
+    else:
+        # OpenCV keeps blue first.
+        decoded = decoded[..., [2, 1, 0, 3][: decoded.shape[2]]]
+    colors = np.frombuffer(palette, np.uint8).reshape(-1, 3) if kind == _PALETTE else None
+    return Png(decoded, bits, colors)
+
+
+def write_png(path: str | Path, pixels: np.ndarray, palette: np.ndarray | None = None) -> None:
+    """Write `pixels` whole or not at all; see `encode_png`."""
+    write_whole(path, encode_png(pixels, palette))
+
+
+def encode_png(pixels: np.ndarray, palette: np.ndarray | None = None) -> bytes:
+    """PNG bytes of (H, W) uint8 or uint16 samples or (H, W, 3) uint8 RGB.
+
+    Args:
+        pixels: indices into `palette` where that is given, then uint8.
+        palette: (K, 3) uint8 RGB, K at most 256.
+    """
+    import cv2
+
+    if pixels.size == 0:
+        raise ValueError(f"a mask of {pixels.shape[0]} x {pixels.shape[1]} pixels: there is nothing to write.")
+    stored = pixels[..., ::-1] if pixels.ndim == 3 else pixels
+    done, encoded = cv2.imencode(".png", np.ascontiguousarray(stored))
+    assert done
+    if palette is None:
+        return encoded.tobytes()
+    header, _, chunks = _chunks(encoded.tobytes())
+    header = header[:9] + bytes([_PALETTE]) + header[10:]
+    colors = _chunk(b"PLTE", palette.astype(np.uint8).tobytes())
+    return b"".join((_SIGNATURE, _chunk(b"IHDR", header), colors, *chunks, _chunk(b"IEND", b"")))
+
+
+def _chunks(content: bytes) -> tuple[bytes, bytes, list[bytes]]:
+    """Header, palette (empty if none) and the whole pixel chunks of a PNG file, each checked by its CRC."""
+    if not content:
+        raise ValueError("is empty. Restore the file or leave it out.")
+    if not content.startswith(_SIGNATURE):
+        raise ValueError("is no PNG file, whatever its name says. Save the mask as PNG.")
+    header, palette, pixels = b"", b"", []
+    view, at = memoryview(content), len(_SIGNATURE)
+    while True:
+        if at + 12 > len(content):
+            raise ValueError("is cut short. Restore the file or leave it out.")
+        size, kind = struct.unpack_from(">I4s", content, at)
+        end = at + 12 + size
+        if end > len(content):
+            raise ValueError("is cut short. Restore the file or leave it out.")
+        if kind == b"IEND":
+            break
+        # Only what the pixels need: gamma, text or an animation's frames would change nothing in a mask.
+        if kind in (b"IHDR", b"PLTE", b"IDAT"):
+            (crc,) = struct.unpack_from(">I", content, end - 4)
+            if zlib.crc32(view[at + 4 : end - 4]) != crc:
+                raise ValueError("is damaged (a checksum is wrong). Restore the file or leave it out.")
+            data = content[at + 8 : end - 4]
+            if kind == b"IHDR":
+                header = data
+            elif kind == b"PLTE":
+                palette = data
+            else:
+                pixels.append(content[at:end])
+        at = end
+    if len(header) != 13 or not pixels or len(palette) % 3:
+        raise ValueError("is damaged (a part is missing). Restore the file or leave it out.")
+    return header, palette, pixels
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _decode_bare(content: bytes) -> np.ndarray | None:
+    # Imported here: a format or a model needs no image files.
+    import cv2
+
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None

@@ -1,0 +1,1 @@
+"""Numeric kernels on bare tensors. Import from the modules."""
