@@ -1,0 +1,224 @@
+"""Pairs of image and mask, read from files as samples."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from segkit.data.images import (
+    IMAGE_SUFFIXES,
+    ImageRef,
+    find_images,
+    fit_size,
+    image_spacing_mm,
+    read_image,
+    resize_image,
+    resize_planes,
+)
+from segkit.data.sample import Sample
+from segkit.data.splits import match_stems
+from segkit.formats.codec import Codec
+from segkit.formats.mask_format import MaskFormat
+
+_SHOWN = 5
+_MAX_FAULTS = 20
+
+
+class MaskDataset(Dataset):
+    """Images and masks of the same stems, as samples.
+
+    `ds[i]` and `ds[epoch, i]` are resized and augmented, `ds.read(i)` is what the files hold. The augmentation of
+    sample i in an epoch depends on (seed, epoch, i) alone, not on workers, ranks or what was read before.
+
+    Args:
+        images: folder of images.
+        masks: folder of masks, read by `codec`.
+        codec: how the files hold the planes.
+        stems: take these samples only, in this order, see `match_stems`; each must have an image and a mask.
+        augment: called with (sample, random seed); see `build_augment`.
+        resize: [height, width], or the length of the longer side.
+        gray: read 8-bit images as one band.
+        axis: volumes are cut across this axis.
+        seed: of the augmentation.
+        quarantine: stems to leave out, because something is wrong with them.
+
+    Raises:
+        ValueError: an empty folder, images without masks, or masks without images.
+    """
+
+    def __init__(
+        self,
+        images: str | Path,
+        masks: str | Path,
+        codec: Codec,
+        *,
+        stems: Iterable[str] | None = None,
+        augment: Callable[[Sample, int], Sample] | None = None,
+        resize: int | Sequence[int] | None = None,
+        gray: bool = False,
+        axis: str = "z",
+        seed: int = 0,
+        quarantine: Iterable[str] = (),
+    ) -> None:
+        if resize is not None:
+            fit_size((1, 1), resize)
+        self.images, self.masks, self.codec = Path(images), Path(masks), codec
+        self.augment, self.resize, self.gray, self.axis, self.seed = augment, resize, gray, axis, seed
+        refs = find_images(self.images, axis)
+        left_out = set(quarantine)
+        self.quarantined = sorted(left_out & refs.keys())
+        self.stems = _paired(self, refs, codec.stems(self.masks), left_out, None if stems is None else list(stems))
+        self._refs = [refs[stem] for stem in self.stems]
+
+    @property
+    def format(self) -> MaskFormat:
+        """What the masks mean."""
+        return self.codec.format
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> Sample:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        sample = self.read(index)
+        if self.resize is not None:
+            sample = _resized(sample, fit_size(sample.size_hw, self.resize))
+        if self.augment is None:
+            return sample
+        return self.augment(sample, sample_seed(self.seed, epoch, index % len(self)))
+
+    def read(self, index: int) -> Sample:
+        """Sample `index` as the files hold it, neither resized nor augmented."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        ref, stem = self._refs[index], self.stems[index]
+        image = read_image(ref, self.gray)
+        return Sample(stem, image, self.codec.read(self.masks, stem), image_spacing_mm(ref))
+
+    def image_path(self, index: int) -> Path:
+        """File of image `index`."""
+        return self._refs[index].path
+
+    def without_augment(self) -> MaskDataset:
+        """The same samples, not augmented."""
+        other = copy.copy(self)
+        other.augment = None
+        return other
+
+    def subset(self, stems: Iterable[str]) -> MaskDataset:
+        """The samples of these stems, in this order."""
+        known = dict(zip(self.stems, self._refs, strict=True))
+        other = copy.copy(self)
+        other.stems = match_stems(stems, known, self.images)
+        other._refs = [known[s] for s in other.stems]
+        return other
+
+    def verify(
+        self, workers: int | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> Counter[tuple[int, int]]:
+        """Read every sample once and refuse all that are wrong in one message, before training starts.
+
+        Args:
+            workers: threads; default one per core.
+            progress: called with (samples read, samples in all).
+
+        Returns:
+            Number of samples of each stored (height, width).
+
+        Raises:
+            ValueError: names up to 20 samples and what is wrong with each.
+        """
+        sizes: Counter[tuple[int, int]] = Counter()
+        bands: dict[int, str] = {}
+        faults: list[str] = []
+
+        def look(index: int) -> tuple[tuple[int, int], int] | str:
+            try:
+                sample = self.read(index)
+            except ValueError as error:
+                return str(error)
+            return sample.size_hw, sample.image.shape[2]
+
+        with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+            for index, found in enumerate(pool.map(look, range(len(self)))):
+                if isinstance(found, str):
+                    faults.append(found)
+                else:
+                    sizes[found[0]] += 1
+                    bands.setdefault(found[1], self.stems[index])
+                if progress is not None:
+                    progress(index + 1, len(self))
+        if len(bands) > 1:
+            faults.append(
+                "images differ in bands: "
+                + ", ".join(f"{self.images / stem} has {n}" for n, stem in sorted(bands.items()))
+                + ". Store all with the same bands."
+            )
+        if faults:
+            raise ValueError(_fault_text(self, faults))
+        return sizes
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """Seed of the augmentation of one sample in one epoch: neighbours in any argument give unrelated streams."""
+    return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0])
+
+
+def _resized(sample: Sample, size_hw: tuple[int, int]) -> Sample:
+    spacing = sample.spacing_mm
+    if spacing is not None:
+        spacing = tuple(s * old / new for s, old, new in zip(spacing, sample.size_hw, size_hw, strict=True))
+    return Sample(sample.stem, resize_image(sample.image, size_hw), resize_planes(sample.planes, size_hw), spacing)
+
+
+def _paired(
+    ds: MaskDataset, refs: dict[str, ImageRef], mask_stems: list[str], left_out: set[str], wanted: list[str] | None
+) -> list[str]:
+    """Stems that have both image and mask, after all that do not were refused."""
+    if not refs:
+        raise ValueError(f"{ds.images}: no images here (read are {', '.join(IMAGE_SUFFIXES)}, .nii and .nii.gz).")
+    if not mask_stems:
+        raise ValueError(f"{ds.masks}: no masks here that the codec {ds.codec.name!r} reads.")
+    masks = set(mask_stems)
+    listed = wanted is not None
+    wanted = [s for s in (refs if wanted is None else match_stems(wanted, refs, ds.images)) if s not in left_out]
+    no_mask = [s for s in wanted if s not in masks]
+    # A list says which samples are meant; masks of others may lie beside them.
+    no_image = [] if listed else [s for s in mask_stems if s not in refs and s not in left_out]
+    if no_mask or no_image:
+        raise ValueError(_unpaired_text(ds, wanted, no_mask, no_image))
+    if not wanted:
+        raise ValueError(f"{ds.images}: all {len(refs)} images are left out by `quarantine` or the list of samples.")
+    return wanted
+
+
+def _unpaired_text(ds: MaskDataset, wanted: list[str], no_mask: list[str], no_image: list[str]) -> str:
+    parts = []
+    if no_mask:
+        parts.append(
+            f"{len(no_mask)} of {len(wanted)} images in {ds.images} have no mask in {ds.masks}: {_first(no_mask)}"
+        )
+    if no_image:
+        parts.append(f"{len(no_image)} masks in {ds.masks} have no image in {ds.images}: {_first(no_image)}")
+    text = "; ".join(parts)
+    if len(no_mask) == len(wanted):
+        return f"{text}. Image and mask belong together when their names agree up to the suffix: rename one side."
+    return f"{text}. Add what is missing, leave these out with `quarantine`, or name the samples to use in a list."
+
+
+def _fault_text(ds: MaskDataset, faults: list[str]) -> str:
+    shown = "".join(f"\n  {fault}" for fault in faults[:_MAX_FAULTS])
+    more = f"\n  ... and {len(faults) - _MAX_FAULTS} more" if len(faults) > _MAX_FAULTS else ""
+    head = f"{ds.images}: {len(faults)} faults in {len(ds)} samples; mend them, or name the stems in `quarantine`"
+    return f"{head}:{shown}{more}"
+
+
+def _first(stems: Sequence[str]) -> str:
+    return ", ".join(stems[:_SHOWN]) + (f", ... ({len(stems)} in all)" if len(stems) > _SHOWN else "")

@@ -1,0 +1,206 @@
+"""From samples to batches: which samples, in which order, on which rank, and how they are put together."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from segkit.data.datasets import MaskDataset
+from segkit.data.sample import Batch, Sample
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """One batch of samples of equal size.
+
+    Images of several depths become the widest: 8-bit beside 16-bit is scaled to its full range, integers beside
+    float32 keep their values.
+
+    Raises:
+        ValueError: sizes or bands differ.
+    """
+    first = samples[0]
+    for sample in samples:
+        if sample.size_hw != first.size_hw:
+            raise ValueError(
+                f"a batch of images of {len({s.size_hw for s in samples})} sizes: {first.stem} is "
+                f"{_size_text(first)}, {sample.stem} is {_size_text(sample)} (height x width). "
+                "Set `data.crop` or `data.resize`, so that all are the same, or `train.batch_size` to 1."
+            )
+        if sample.image.shape[2] != first.image.shape[2]:
+            raise ValueError(
+                f"a batch of images of several kinds: {first.stem} has {first.image.shape[2]} bands, "
+                f"{sample.stem} has {sample.image.shape[2]}. Store all images with the same bands."
+            )
+    dtype = np.result_type(*(s.image.dtype for s in samples))
+    # (N, H, W, B) in memory, seen as (N, B, H, W): nothing is turned here, and convolutions are fastest that way.
+    images = torch.from_numpy(np.stack([_in_depth(s.image, dtype) for s in samples])).permute(0, 3, 1, 2)
+    planes = np.stack([s.planes for s in samples]).transpose(0, 3, 1, 2)
+    # torch computes little in uint16; see MaskFormat.torch_dtype.
+    depth = np.uint8 if planes.dtype == np.uint8 else np.int32
+    target = torch.from_numpy(np.ascontiguousarray(planes, dtype=depth))
+    return Batch([s.stem for s in samples], images, target)
+
+
+def group_by_size(samples: Sequence[Sample]) -> list[Batch]:
+    """One batch for each size (and number of bands and depth) among the samples, in the order of first sight."""
+    groups: dict[tuple, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        groups[(sample.image.shape, sample.image.dtype.str)].append(sample)
+    return [collate(group) for group in groups.values()]
+
+
+class SeededSampler(Sampler[tuple[int, int]]):
+    """Yields (epoch, index), a function of (seed, epoch) alone; ranks take turns.
+
+    Args:
+        length: number of samples.
+        seed: of the order.
+        shuffle: a new order in each epoch, or the order of the data set.
+        rank: of this process.
+        world_size: number of processes; each gets the same number of samples where `even`.
+        even: repeat the first samples until all ranks have the same number, as training in step needs; without
+            it every sample comes exactly once.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
+        even: bool = True,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size} processes: expected 0 to {world_size - 1}.")
+        self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.rank, self.world_size, self.even = rank, world_size, even
+        self.epoch, self.start = 0, 0
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Take the order of `epoch`; `start` samples of this rank were seen before an interruption."""
+        self.epoch, self.start = epoch, start
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.epoch
+        for index in self._order(epoch)[self.rank :: self.world_size][self.start :]:
+            yield epoch, int(index)
+
+    def __len__(self) -> int:
+        return len(range(self.rank, self._padded_length, self.world_size)) - self.start
+
+    @property
+    def _padded_length(self) -> int:
+        return -(-self.length // self.world_size) * self.world_size if self.even else self.length
+
+    def _order(self, epoch: int) -> np.ndarray:
+        order = np.arange(self.length)
+        if self.shuffle:
+            np.random.default_rng([self.seed, epoch]).shuffle(order)
+        return np.resize(order, self._padded_length)
+
+
+def train_loader(
+    ds: MaskDataset,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    workers: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    shuffle: bool = True,
+    start_method: str | None = None,
+) -> DataLoader:
+    """Batches of augmented samples; `loader.sampler.set_epoch(e)` before each epoch.
+
+    The last batch is dropped when it is not full and there is another one.
+
+    Args:
+        batch_size: samples per batch and rank.
+        workers: processes that read and augment; default the cores of this rank, at most 8. 0 reads in this one.
+        start_method: `fork` or `spawn`; default that of the platform.
+    """
+    _check_batch_size(batch_size)
+    sampler = SeededSampler(len(ds), seed, shuffle, rank, world_size)
+    return DataLoader(
+        ds,
+        batch_size=batch_size,
+        sampler=sampler,
+        collate_fn=collate,
+        drop_last=len(sampler) > batch_size,
+        **_process_options(workers, world_size, start_method, persistent=True),
+    )
+
+
+def eval_loader(
+    ds: MaskDataset,
+    batch_size: int = 1,
+    *,
+    workers: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    start_method: str | None = None,
+) -> DataLoader:
+    """Lists of batches, one for each size among the next `batch_size` samples; every sample once over all ranks."""
+    _check_batch_size(batch_size)
+    sampler = SeededSampler(len(ds), 0, False, rank, world_size, even=False)
+    return DataLoader(
+        ds,
+        batch_size=batch_size,
+        sampler=sampler,
+        collate_fn=group_by_size,
+        **_process_options(workers, world_size, start_method, persistent=False),
+    )
+
+
+def default_workers(world_size: int = 1) -> int:
+    """Cores this process may use, shared with the other ranks of the machine; at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    return min(8, max(1, cores // max(1, local)))
+
+
+def _process_options(
+    workers: int | None, world_size: int, start_method: str | None, persistent: bool
+) -> dict[str, Any]:
+    count = default_workers(world_size) if workers is None else workers
+    if count < 0:
+        raise ValueError(f"workers is {count}: expected 0 or more.")
+    # Pages are locked for copies to a GPU; without one that is a cost for nothing.
+    options: dict[str, Any] = {"num_workers": count, "pin_memory": torch.cuda.is_available()}
+    if count:
+        options |= {
+            "worker_init_fn": _start_worker,
+            "persistent_workers": persistent,
+            "multiprocessing_context": start_method,
+        }
+    return options
+
+
+def _start_worker(worker: int) -> None:
+    # The workers are the parallelism: OpenCV's threads inside them would fight over the same cores. torch turns its
+    # own off there.
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
+def _in_depth(image: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if image.dtype == np.uint8 and dtype == np.uint16:
+        return image.astype(np.uint16) * 257
+    return image.astype(dtype, copy=False)
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: expected 1 or more.")
+
+
+def _size_text(sample: Sample) -> str:
+    return "{}x{}".format(*sample.size_hw)

@@ -1,0 +1,84 @@
+"""One sample and one batch: an image, its planes, and the names they carry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+IMAGE_DTYPES = (np.uint8, np.uint16, np.float32)
+
+
+@dataclass
+class Sample:
+    """An image and its mask, in the same pixels.
+
+    Attributes:
+        stem: name of the sample, such as `town/a` or `case@z017`.
+        image: (H, W, B) uint8, uint16 or float32, in stored units; colours are red, green, blue.
+        planes: (H, W, P) uint8 or uint16, see `MaskFormat`.
+        spacing_mm: distance of neighbouring rows and columns, where the file tells it.
+    """
+
+    stem: str
+    image: np.ndarray
+    planes: np.ndarray
+    spacing_mm: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3 or self.image.dtype not in IMAGE_DTYPES:
+            raise ValueError(
+                f"{self.stem}: image is {self.image.dtype} of shape {self.image.shape}, expected uint8, uint16 or "
+                "float32 of shape (height, width, bands)."
+            )
+        if self.planes.ndim != 3 or self.planes.dtype not in (np.uint8, np.uint16):
+            raise ValueError(
+                f"{self.stem}: mask is {self.planes.dtype} of shape {self.planes.shape}, expected uint8 or uint16 of "
+                "shape (height, width, planes)."
+            )
+        if self.image.shape[:2] != self.planes.shape[:2]:
+            raise ValueError(
+                f"{self.stem}: image is {_size_text(self.image)} but its mask is {_size_text(self.planes)} "
+                "(height x width). Store both in the same size, or leave the sample out with `quarantine`."
+            )
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.image.shape[0], self.image.shape[1]
+
+
+@dataclass
+class Batch:
+    """Samples of one size, as tensors.
+
+    Attributes:
+        stems: N names.
+        images: (N, B, H, W) as stored: uint8 stays uint8 until it is on the device.
+        target: (N, P, H, W) of `MaskFormat.torch_dtype`.
+    """
+
+    stems: list[str]
+    images: Tensor
+    target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch on `device`."""
+        return Batch(
+            self.stems,
+            self.images.to(device, non_blocking=non_blocking),
+            self.target.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which a GPU copies without waiting."""
+        return Batch(self.stems, self.images.pin_memory(), self.target.pin_memory())
+
+
+def _size_text(array: np.ndarray) -> str:
+    return f"{array.shape[0]}x{array.shape[1]}"

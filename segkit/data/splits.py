@@ -1,0 +1,142 @@
+"""Which samples belong to which part: from a list file, or a seeded share that keeps groups together."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from segkit.formats.nifti_slices import parse_slice_stem
+
+
+def split_stems(
+    stems: Iterable[str], fraction: float, seed: int = 0, group: str | None = None
+) -> tuple[list[str], list[str]]:
+    """Divide stems into the rest and a part; all stems of one group stay on one side.
+
+    The order of groups is that of a hash of (seed, name of the group), so a split neither depends on the order of the
+    files nor on the platform, and a new group moves at most one other across the border.
+
+    Args:
+        stems: names of all samples.
+        fraction: share of the groups that go into the part, in (0, 1); at least one group stays on either side.
+        seed: another seed gives another split.
+        group: regular expression searched in each stem; its first capture group names the stem's group.
+            Default: slices of one volume (`case@z017`) are one group, every other stem is its own.
+
+    Returns:
+        (rest, part), both sorted.
+
+    Raises:
+        ValueError: a fraction outside (0, 1), a stem the expression does not match, or fewer than two groups.
+    """
+    if not 0.0 < fraction < 1.0:
+        raise ValueError(f"fraction is {fraction}: expected a share of the groups between 0 and 1, both excluded.")
+    groups: dict[str, list[str]] = {}
+    key = _group_key(group)
+    for stem in sorted(set(stems)):
+        groups.setdefault(key(stem), []).append(stem)
+    if len(groups) < 2:
+        raise ValueError(
+            f"a split needs at least two groups, and there is only {list(groups)}, "
+            f"of {sum(map(len, groups.values()))} samples. "
+            "Give a `group` expression that tells more apart, or name the samples in a list."
+        )
+    order = sorted(groups, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    count = min(max(1, round(fraction * len(order))), len(order) - 1)
+    chosen = set(order[:count])
+    rest = sorted(s for name in order if name not in chosen for s in groups[name])
+    part = sorted(s for name in chosen for s in groups[name])
+    return rest, part
+
+
+def read_stem_list(path: str | Path) -> list[str]:
+    """Names from a text file, one per line; blank lines and lines that start with `#` are passed over.
+
+    Raises:
+        ValueError: no such file, an empty list, or a name given twice.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as a list of samples ({error}).") from None
+    found: dict[str, int] = {}
+    for number, line in enumerate((line.strip() for line in lines), 1):
+        if not line or line.startswith("#"):
+            continue
+        if line in found:
+            raise ValueError(f"{path}, line {number}: {line!r} stands in line {found[line]} already. Remove one.")
+        found[line] = number
+    if not found:
+        raise ValueError(f"{path}: names no sample. Write one stem per line.")
+    return list(found)
+
+
+def match_stems(names: Iterable[str], known: Iterable[str], where: str | Path) -> list[str]:
+    """The known stems that `names` mean, in order, each once.
+
+    A name is a stem, a stem with the suffix of its file (`a.png`), or a volume, which means all its slices.
+
+    Args:
+        where: what to name in an error.
+
+    Raises:
+        ValueError: a name that is not known, with the closest ones.
+    """
+    stems = dict.fromkeys(known)
+    slices: dict[str, list[str]] = {}
+    for stem in stems:
+        case = case_of(stem)
+        if case is not None:
+            slices.setdefault(case, []).append(stem)
+    found: list[str] = []
+    lost: list[str] = []
+    for name in names:
+        shorter = next((name[: -len(s)] for s in (".nii.gz", Path(name).suffix) if s and name.endswith(s)), name)
+        hit = next(([n] if n in stems else slices[n] for n in (name, shorter) if n in stems or n in slices), None)
+        if hit is None:
+            lost.append(name)
+        else:
+            found += hit
+    if lost:
+        close = difflib.get_close_matches(lost[0], list(slices or stems), n=3)
+        hint = (
+            f"Close to {lost[0]!r}: {', '.join(close)}."
+            if close
+            else f"Samples are named such as {next(iter(stems), '')!r}."
+        )
+        shown = ", ".join(lost[:5]) + (f", ... ({len(lost)} in all)" if len(lost) > 5 else "")
+        raise ValueError(f"{where}: no samples {shown}. {hint}")
+    return list(dict.fromkeys(found))
+
+
+def case_of(stem: str) -> str | None:
+    """The volume that a slice belongs to (`case` of `case@z017`), or None."""
+    try:
+        return parse_slice_stem(stem)[0]
+    except ValueError:
+        return None
+
+
+def _group_key(group: str | None) -> Callable[[str], str]:
+    if group is None:
+        return lambda stem: case_of(stem) or stem
+    try:
+        pattern = re.compile(group)
+    except re.error as error:
+        raise ValueError(f"group {group!r}: no regular expression ({error}).") from None
+    if pattern.groups < 1:
+        raise ValueError(f"group {group!r}: has no capture group. Put the part that names the group in parentheses.")
+
+    def key(stem: str) -> str:
+        match = pattern.search(stem)
+        if match is None or match.group(1) is None:
+            raise ValueError(
+                f"group {group!r}: does not match the stem {stem!r}. Widen it, so that it matches all stems."
+            )
+        return match.group(1)
+
+    return key

@@ -1,0 +1,64 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segkit.data.image_checks import Header, check_encoded, is_tiff
+
+PICTURE = np.random.default_rng(0).integers(0, 255, (17, 300, 3), np.uint8)
+
+
+def encode(kind, image=PICTURE, **options):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("png", {}),
+        ("bmp", {}),
+        ("jpeg", {}),
+        ("jpeg", {"progressive": True}),
+        ("webp", {}),
+        ("webp", {"lossless": True}),
+        ("webp", {"exif": Image.Exif()}),
+    ],
+)
+def test_size_is_read_from_the_header(kind, options):
+    assert check_encoded(encode(kind, **options)) == Header(kind, (17, 300), 8)
+
+
+def test_an_extended_webp_has_its_size_elsewhere():
+    rgba = np.dstack([PICTURE, np.arange(300, dtype=np.uint8)[None].repeat(17, 0)])
+    data = encode("webp", rgba)
+    assert data[12:16] == b"VP8X"
+    assert check_encoded(data).size_hw == (17, 300)
+
+
+def test_bytes_behind_the_end_do_no_harm():
+    for kind in ("png", "jpeg", "webp", "bmp"):
+        assert check_encoded(encode(kind) + b"appended").kind == kind
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "bmp"])
+def test_every_cut_is_noticed(kind):
+    data = encode(kind)
+    whole = len(data) - (2 if kind == "bmp" else 0)
+    for length in (*range(4, 60), len(data) // 2, len(data) - 3, whole - 1):
+        try:
+            header = check_encoded(data[:length])
+        except ValueError:
+            continue
+        assert header.kind == "other", f"{kind} of {length} bytes passed for whole"
+
+
+def test_16_bit_png():
+    assert check_encoded(encode("png", PICTURE[..., 0].astype(np.uint16))).depth == 16
+
+
+def test_tiff_is_told_by_its_first_bytes():
+    assert is_tiff(encode("tiff"))
+    assert not is_tiff(encode("png"))

@@ -1,0 +1,39 @@
+from pathlib import Path
+
+import pytest
+
+from segkit.data.layouts import LAYOUTS, Part, open_layout
+
+
+def test_folders_lie_below_the_root():
+    part = open_layout("folders", "data/x", "train", {"images": "train/images", "masks": "/else/masks"})
+    assert part == Part(Path("data/x/train/images"), Path("/else/masks"), None)
+
+
+def test_a_list_gives_stems(tmp_path):
+    (tmp_path / "train.txt").write_text("b\na\n")
+    part = open_layout("folders", tmp_path, "train", {"images": "i", "masks": "m", "list": "train.txt"})
+    assert part.stems == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "part", "message"),
+    [
+        ("folder", {"images": "i", "masks": "m"}, r"'folder': expected one of folders.*did you mean 'folders'"),
+        ("folders", {"images": "i", "mask": "m"}, r"data\.val has no key 'mask' \(did you mean 'masks'"),
+        ("folders", {"images": "i"}, r"data\.val is .*expected \{images: FOLDER, masks: FOLDER\}"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, layout, part, message):
+    with pytest.raises(ValueError, match=message):
+        open_layout(layout, tmp_path, "val", part)
+
+
+def test_a_generated_set_is_written_once(tmp_path):
+    root = tmp_path / "scene"
+    part = open_layout("scene", root, "val", {})
+    assert (part.images, part.masks) == (root / "val" / "images", root / "val" / "masks")
+    times = {p: p.stat().st_mtime_ns for p in root.rglob("*.png")}
+    assert open_layout("scene", root, "train", {}).images.is_dir()
+    assert times == {p: p.stat().st_mtime_ns for p in root.rglob("*.png")}
+    assert set(LAYOUTS) >= {"folders", "scene", "mni152"}
