@@ -1,0 +1,1 @@
+"""Losses written once from the verbs of the mask format. Import from the modules."""

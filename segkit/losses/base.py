@@ -1,0 +1,85 @@
+"""What all losses share: shapes are checked at the door, and ignored pixels stay outside."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from segkit.formats.mask_format import MaskFormat
+
+
+class SegmentationLoss(nn.Module):
+    """A loss that knows the mask format: `loss(logits, target)` is a scalar in float32 or better.
+
+    Ignored pixels move neither its value nor a gradient, even where the logits there are infinite or NaN. A batch
+    in which every pixel is ignored costs exactly 0.
+    """
+
+    def __init__(self, format: MaskFormat) -> None:
+        super().__init__()
+        self.format = format
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of (N, C, H, W) logits against (N, P, H, W) planes."""
+        return self.measure(admit(logits, target, self.format), target)
+
+    def measure(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The same for logits that `admit` let in; what a loss implements."""
+        raise NotImplementedError
+
+
+def admit(logits: Tensor, target: Tensor, format: MaskFormat) -> Tensor:
+    """Logits with 0 in place of what lies under ignored pixels; no gradient reaches what lay there.
+
+    Looks at shapes and types only, never at values: nothing waits for the device.
+
+    Raises:
+        ValueError: logits and target do not belong together, or not to the format.
+    """
+    c, p = format.num_classes, format.num_planes
+    if logits.ndim != 4 or logits.shape[1] != c or not logits.is_floating_point():
+        raise ValueError(
+            f"logits are {logits.dtype} of shape {tuple(logits.shape)}, expected floats of shape "
+            f"(images, {c}, height, width): one channel for each class of {_some(format.names)}."
+        )
+    expected = (logits.shape[0], p, *logits.shape[2:])
+    if tuple(target.shape) != expected:
+        raise ValueError(
+            f"target has shape {tuple(target.shape)}, expected {expected} for logits of shape {tuple(logits.shape)}: "
+            f"{p} plane{'s' if p > 1 else ''} per image, as codecs read them, at the size of the logits."
+        )
+    if target.dtype not in (format.torch_dtype, torch.int32, torch.int64):
+        raise ValueError(
+            f"target is {target.dtype}, expected {format.torch_dtype} planes as codecs read them, which hold "
+            f"{format.ignore_index} where ignored. Convert with `target.to({format.torch_dtype})`."
+        )
+    return logits.masked_fill(~format.valid(target), 0.0)
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """End of an error about an unknown name: the closest known one, or all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
+    return f"Did you mean `{close[0]}`?" if close else f"Known are {_some(known)}."
+
+
+def check_number(name: str, value: Any, below: float = math.inf) -> float:
+    """`value` as a float if it is a number in [0, below)."""
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0.0 <= number < below:
+        upper = "" if math.isinf(below) else f" and below {below:g}"
+        raise ValueError(f"{name} is {value!r}: expected a finite number, at least 0{upper}.")
+    return number
+
+
+def _some(names: Iterable[str], limit: int = 12) -> str:
+    names = list(names)
+    return ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")

@@ -1,0 +1,1 @@
+"""Pixel counts and the scores made from them. Import from the modules."""
