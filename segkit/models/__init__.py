@@ -1,0 +1,1 @@
+"""Networks that return logits, and the bundles that hold them. Import from the modules."""

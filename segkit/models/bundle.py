@@ -1,0 +1,169 @@
+"""A bundle: one folder with all that predicting needs.
+
+`model.safetensors` holds the network's tensors, `segkit.json` everything else: format with thresholds, codec,
+architecture, encoder, bands, pixel statistics, versions. Loading one executes no code from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from segkit._version import __version__
+from segkit.formats.codec import Codec
+from segkit.formats.codecs import open_codec
+from segkit.formats.mask_format import MaskFormat
+from segkit.models.builder import build_model
+from segkit.models.segmenter import PixelStatistics, Segmenter
+
+WEIGHTS, DESCRIPTION = "model.safetensors", "segkit.json"
+
+
+def save_bundle(model: Segmenter, folder: str | Path, codec: Codec | None = None, **notes: Any) -> Path:
+    """Write `model` as a bundle; the folder is replaced whole or not at all.
+
+    Args:
+        codec: how predictions are written, usually the codec of the training masks.
+        notes: JSON-ready values to keep beside it, such as the score it reached.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    fresh.chmod(0o755)
+    try:
+        state = {k: v.detach().cpu().contiguous().clone() for k, v in model.network.state_dict().items()}
+        save_file(state, fresh / WEIGHTS)
+        text = json.dumps(_describe(model, codec, notes), indent=2, ensure_ascii=False)
+        (fresh / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        _replace_folder(fresh, folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return folder
+
+
+def load_model(
+    path: str | Path, device: str | torch.device = "cpu", architecture: Callable[..., nn.Module] | None = None
+) -> Segmenter:
+    """The model of a bundle or of a run folder, in evaluation mode.
+
+    Args:
+        architecture: the callable that built the network, for a network of your own; a bundle only names it
+            and nothing is imported on the word of a file.
+
+    Raises:
+        ValueError: not a bundle, or its parts do not belong together.
+    """
+    folder = find_bundle(Path(path))
+    described = read_description(folder)
+    try:
+        format = MaskFormat.from_dict(described["format"])
+        if ":" in described["architecture"] and architecture is None:
+            raise ValueError(
+                f"its network is {described['architecture']!r}, which is not part of segkit: "
+                "call load_model(path, architecture=...) with that callable."
+            )
+        model = build_model(
+            architecture or described["architecture"],
+            described["encoder"],
+            format,
+            weights=None,
+            in_channels=described["in_channels"],
+            resize=described["resize"],
+            **described["options"],
+        )
+        model.statistics = PixelStatistics(**described["statistics"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / DESCRIPTION}: describes no model: {_reason(error)}") from error
+    load_weights(model, folder)
+    return model.to(device).eval()
+
+
+def load_weights(model: Segmenter, folder: Path) -> None:
+    """Put the tensors of a bundle into a model of the same shape."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        model.network.load_state_dict(load_file(folder / WEIGHTS))
+    except (RuntimeError, SafetensorError, OSError) as error:
+        raise ValueError(f"{folder / WEIGHTS}: damaged, or of another network: {error}") from error
+
+
+def load_codec(path: str | Path, format: MaskFormat | None = None) -> Codec | None:
+    """The codec stored in a bundle or run folder; None if it was saved without one."""
+    described = read_description(find_bundle(Path(path)))
+    if described["codec"] is None:
+        return None
+    return open_codec(described["codec"], format or MaskFormat.from_dict(described["format"]))
+
+
+def find_bundle(path: Path) -> Path:
+    """The bundle itself, given a bundle or a run folder that holds one."""
+    for folder in (path, path / "model"):
+        if (folder / DESCRIPTION).is_file():
+            return folder
+    found = "no such folder" if not path.exists() else f"holds neither {DESCRIPTION} nor model/{DESCRIPTION}"
+    raise ValueError(f"{path}: {found}; expected a run folder or a bundle that segkit wrote.")
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What `segkit.json` says."""
+    try:
+        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{folder / DESCRIPTION}: cannot be read as JSON: {error}") from error
+    if not isinstance(described, dict) or "format" not in described:
+        raise ValueError(f"{folder / DESCRIPTION}: expected an object with the keys of a bundle.")
+    return described
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of segkit and of what decides its results."""
+    versions = {"segkit": __version__}
+    for package in ("torch", "segmentation-models-pytorch", "timm", "lightning", "albumentations", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _describe(model: Segmenter, codec: Codec | None, notes: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "format": model.format.to_dict(),
+        "codec": codec.to_spec() if codec is not None else None,
+        "architecture": model.recipe.architecture,
+        "encoder": model.recipe.encoder,
+        "options": model.recipe.options,
+        "in_channels": model.in_channels,
+        "resize": model.resize,
+        "statistics": asdict(model.statistics),
+        "versions": installed_versions(),
+        **notes,
+    }
+
+
+def _replace_folder(fresh: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.replace(fresh, folder)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+    os.replace(folder, old / "bundle")
+    os.replace(fresh, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    return f"the key {error} is missing" if isinstance(error, KeyError) else str(error)

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segkit.formats.mask_format import MaskFormat
+from segkit.models.segmenter import PixelStatistics, Recipe, Segmenter, pad_to_stride
+from segkit.ops.sizes import fit_size
+
+FORMAT = MaskFormat.multilabel(["a", "b"])
+
+
+class Echo(nn.Module):
+    """Returns the first two bands it is given, and remembers what came in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = x
+        return x[:, :2] * self.scale
+
+
+def segmenter(**options) -> Segmenter:
+    statistics = options.pop("statistics", PixelStatistics((10.0, 20.0, 30.0), (2.0, 4.0, 8.0)))
+    return Segmenter(Echo(), FORMAT, statistics, Recipe("echo", "none"), **options)
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (5, 7), (32, 64), (33, 31)])
+def test_logits_have_the_size_of_the_image_and_the_network_sees_whole_strides(size_hw):
+    model = segmenter(stride=32)
+    logits = model(torch.zeros(2, 3, *size_hw, dtype=torch.uint8))
+    assert logits.shape == (2, 2, *size_hw)
+    assert all(side % 32 == 0 for side in model.network.seen.shape[-2:])
+
+
+def test_stored_values_are_normalised_in_stored_units():
+    stored = torch.tensor([12, 16, 14], dtype=torch.uint8).view(1, 3, 1, 1)
+    # (12 - 10) / 2 = 1, (16 - 20) / 4 = -1, (14 - 30) / 8 = -2: nothing is divided by 255
+    assert segmenter(stride=1).normalize(stored).flatten().tolist() == [1.0, -1.0, -2.0]
+
+
+def test_padding_repeats_the_border_and_fills_up_to_the_smallest_side():
+    padded = pad_to_stride(torch.arange(6.0).view(1, 1, 2, 3), stride=4)
+    assert padded[0, 0].tolist() == [[0, 1, 2, 2], [3, 4, 5, 5], [3, 4, 5, 5], [3, 4, 5, 5]]
+    assert pad_to_stride(torch.zeros(1, 1, 3, 9), stride=4, min_side=8).shape == (1, 1, 8, 12)
+
+
+def test_integers_of_another_depth_are_rescaled_by_full_range_and_told_once(caplog):
+    model = segmenter(stride=1)
+    eight = torch.tensor([0, 100, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    sixteen = (eight.int() * 257).to(torch.uint16)
+    assert torch.allclose(model(sixteen), model(eight), atol=1e-4)
+    model(sixteen)
+    assert len([r for r in caplog.records if "full range" in r.message]) == 1
+
+
+def test_wrong_number_of_bands_names_both_numbers():
+    with pytest.raises(ValueError, match=r"\(2, 13, 8, 8\).*\(N, 3, H, W\).*in_channels"):
+        segmenter()(torch.zeros(2, 13, 8, 8))
+
+
+def test_predict_logits_goes_through_the_working_size_and_back():
+    model = segmenter(stride=1, resize=[8, 12])
+    logits = model.predict_logits(torch.full((1, 3, 33, 50), 20, dtype=torch.uint8))
+    assert model.network.seen.shape[-2:] == (8, 12)
+    assert logits.shape == (1, 2, 33, 50)
+    assert torch.allclose(logits[:, 0], torch.tensor(5.0))  # a flat image stays flat: (20 - 10) / 2
+
+
+@pytest.mark.parametrize(("resize", "expected"), [(None, (40, 30)), ([7, 9], (7, 9)), (20, (20, 15)), (80, (80, 60))])
+def test_fit_size(resize, expected):
+    assert fit_size((40, 30), resize) == expected
+
+
+@pytest.mark.parametrize("resize", ["20", [1, 2, 3], 0, -5, True, [0, 4]])
+def test_fit_size_refuses_what_is_no_size(resize):
+    with pytest.raises(ValueError, match="height, width"):
+        fit_size((40, 30), resize)
+
+
+def test_statistics_must_be_usable():
+    with pytest.raises(ValueError, match="positive std"):
+        PixelStatistics((1.0,), (0.0,))
+    with pytest.raises(ValueError, match="int8"):
+        PixelStatistics((1.0,), (1.0,), dtype="int8")
+
+
+def test_statistics_are_no_part_of_the_weights():
+    assert set(segmenter().state_dict()) == {"network.scale"}
+
+
+def test_encoder_statistics_stay_for_8_bit_images_and_yield_to_the_data_otherwise():
+    import numpy as np
+
+    images = [np.arange(24, dtype=np.uint8).reshape(2, 4, 3)]
+    own = PixelStatistics((1.0,) * 3, (1.0,) * 3, source="encoder")
+    model = segmenter(statistics=own)
+    model.fit_statistics(lambda: images)
+    assert model.statistics == own
+    model.fit_statistics(lambda: [i.astype(np.float32) for i in images])
+    # band 0 holds 0, 3, ..., 21: mean 10.5, variance 9 * (64 - 1) / 12 = 47.25
+    assert model.statistics.source == "data"
+    assert model.statistics.dtype == "float32"
+    assert model.statistics.mean == pytest.approx((10.5, 11.5, 12.5))
+    assert model.statistics.std == pytest.approx((47.25**0.5,) * 3)
+    assert model.mean.flatten().tolist() == pytest.approx([10.5, 11.5, 12.5])
