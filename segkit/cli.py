@@ -1,0 +1,248 @@
+"""The `segkit` command: a few calls each, no numerics."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from segkit._version import __version__
+
+app = typer.Typer(
+    name="segkit",
+    help="Train, score and run semantic segmentation models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# Older typer stands on click, newer carries its own copy: the base of all usage errors either way.
+_UsageError: type[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
+
+JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+TileOption = Annotated[int | None, typer.Option(help="Side of the windows; by default only above 4 megapixels.")]
+
+
+@app.command(
+    epilog="Example: segkit train configs/camvid_multiclass_fpn.yaml data.root=data/camvid train.epochs=5",
+)
+def train(
+    config: Annotated[Path | None, typer.Argument(help="YAML file, or the name of a shipped config.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder to write; default runs/CONFIG.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run that was interrupted.")] = None,
+    json: JsonOption = None,
+) -> None:
+    """Train a model: a run folder with the best epoch, scores and pictures."""
+    from segkit.config import read_config
+    from segkit.experiment import resume_experiment, train_experiment
+    from segkit.shipped import find_config
+
+    if (config is None) == (resume is None):
+        raise ValueError("give a config to train, or --resume RUN to go on with a run; not both.")
+    if resume is not None:
+        scores = resume_experiment(resume, tell=typer.echo, progress=_progress)
+        if scores is None:
+            typer.echo(f"{resume}: this run is finished; its scores are in {resume / 'scores.json'}.")
+            return
+        run = resume
+    else:
+        assert config is not None
+        path = find_config(config)
+        run = out if out is not None else _free_run(path.stem)
+        typer.echo(f"run folder: {run}")
+        experiment = read_config(path, overrides or [])
+        scores = train_experiment(experiment, run, tell=typer.echo, progress=_progress)
+    _show_scores(scores, json, run=str(run))
+
+
+@app.command(epilog="Example: segkit evaluate runs/camvid --config configs/camvid_multiclass_fpn.yaml --split test")
+def evaluate(
+    model: Annotated[Path | None, typer.Argument(help="Run folder or bundle.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Config; with --predictions only its masks section.")] = None,
+    split: Annotated[str | None, typer.Option(help="Part of the config's data: train, val or test.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of images, in place of a config.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="Folder of true masks.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Folder of predicted masks, in place of a model.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
+    device: DeviceOption = "auto",
+    tile: TileOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Score a model, or a folder of predicted masks, against true masks."""
+    from segkit.config import read_config
+    from segkit.experiment import open_evaluation, open_masks
+    from segkit.inference.evaluate import evaluate as score
+    from segkit.inference.evaluate import evaluate_predictions
+    from segkit.shipped import find_config
+
+    if predictions is not None:
+        if model is not None or images is not None or masks is None or config is None:
+            raise ValueError("--predictions DIR goes with --masks DIR and --config CONFIG, and without a MODEL.")
+        codec = open_masks(read_config(find_config(config), overrides or []).masks)
+        with _progress("scoring masks") as update:
+            scores = evaluate_predictions(predictions, masks, codec, progress=update)
+        _show_scores(scores, json)
+        return
+    if model is None:
+        raise ValueError("name a MODEL (run folder or bundle), or give --predictions DIR.")
+    network, data, part = open_evaluation(model, config and find_config(config), overrides or [], split, images, masks)
+    with _progress("scoring") as update:
+        scores = score(network, data, device=device, tile=tile, progress=update)
+    _show_scores(scores, json, split=part)
+
+
+@app.command(epilog="Example: segkit predict runs/camvid photos/ 'more/*.jpg' --out predictions --overlay")
+def predict(
+    model: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Image files, folders or patterns.")],
+    out: Annotated[Path, typer.Option(help="Folder for the masks.")],
+    overlay: Annotated[bool, typer.Option("--overlay", help="Also draw the classes over the images.")] = False,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write them as NPZ.")] = False,
+    axis: Annotated[str, typer.Option(help="Volumes are cut across x, y or z.")] = "z",
+    device: DeviceOption = "auto",
+    tile: TileOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Predict masks for images, in the codec of the training masks."""
+    from segkit.experiment import write_json
+    from segkit.inference.predictor import Predictor
+
+    predictor = Predictor(model, device=device, tile=tile, axis=axis)
+    with _progress("predicting") as update:
+        report = predictor.predict_files(inputs, out, overlay=overlay, probabilities=probabilities, progress=update)
+    for _, reason in report.failed:
+        _complain(reason)
+    if json is not None:
+        write_json(json, report.to_dict())
+    rate = report.to_dict()["images_per_second"]
+    typer.echo(f"{report.done} masks in {out}" + (f" ({rate:.1f} images/s)" if rate else ""))
+    if report.failed:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: segkit init camvid_multiclass_fpn --out camvid.yaml")
+def init(
+    name: Annotated[str | None, typer.Argument(help="Shipped config; without one, the names are listed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; default NAME.yaml here.")] = None,
+) -> None:
+    """Copy a shipped config to start from."""
+    from segkit.shipped import find_config, shipped_configs
+
+    if name is None:
+        for known in shipped_configs().values():
+            typer.echo(f"{known.stem:28} {known.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')}")
+        return
+    source = find_config(Path(name))
+    target = out if out is not None else Path(f"{source.stem}.yaml")
+    if target.exists():
+        raise ValueError(f"{target}: exists already. Give another name with --out.")
+    target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    typer.echo(f"{target}: copied. Edit data.root and train with: segkit train {target}")
+
+
+@app.command(epilog="Example: segkit demo --out runs/demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("runs/demo"),
+    data: Annotated[Path, typer.Option(help="Where the slices are written.")] = Path("data/mni152"),
+    json: JsonOption = None,
+) -> None:
+    """The main job on real MRI that comes with the install: train, score, predict."""
+    from segkit.demo import run_demo
+
+    scores = run_demo(out, data, tell=typer.echo, progress=_progress)
+    _show_scores(scores, json, run=str(out))
+
+
+@app.command(epilog="Example: segkit env --json env.json")
+def env(json: JsonOption = None) -> None:
+    """Versions and devices, to paste into a bug report."""
+    from segkit.experiment import write_json
+    from segkit.training.environment import describe_environment
+
+    facts = describe_environment()
+    for key, value in facts.items():
+        text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        typer.echo(f"{key}: {text}")
+    if json is not None:
+        write_json(json, facts)
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        typer.echo(f"segkit {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line. Exit 0: all went well; 1: some inputs failed; 2: a user's mistake, one message."""
+    logging.basicConfig(format="segkit: %(message)s", level=logging.WARNING)
+    logging.getLogger("segkit").setLevel(logging.INFO)
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except _UsageError as error:
+        _complain(error.format_message())
+        code = 2
+    except (ValueError, OSError) as error:
+        _complain(str(error))
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        _complain("interrupted.")
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _free_run(name: str) -> Path:
+    """runs/NAME, or runs/NAME-2, ... where that is taken."""
+    number = 1
+    while (run := Path("runs", name if number == 1 else f"{name}-{number}")).exists():
+        number += 1
+    return run
+
+
+def _show_scores(scores: Any, json: Path | None, **facts: Any) -> None:
+    from rich.console import Console
+
+    from segkit.experiment import write_json
+    from segkit.metrics.report import score_table
+
+    Console().print(score_table(scores))
+    if json is not None:
+        write_json(json, {**scores.to_dict(), **{k: v for k, v in facts.items() if v is not None}})
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while something is counted; nothing where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _complain(message: str) -> None:
+    for line in message.splitlines():
+        print(f"segkit: {line}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

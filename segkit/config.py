@@ -1,0 +1,244 @@
+"""One experiment as a YAML file: pydantic models, and a reader that names the line of a mistake."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+
+Line = dict[tuple[Any, ...], int]
+
+
+class Section(BaseModel):
+    """A part of a config: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class MasksConfig(Section):
+    """What masks mean and how files hold them."""
+
+    format: Literal["binary", "multilabel", "multiclass"]
+    classes: list[str | int | dict[str, Any]] = Field(min_length=1)
+    activation: Literal["softmax", "sigmoid"] | None = None  # None: softmax for multiclass, else sigmoid
+    threshold: float | list[float] | None = None  # of sigmoid classes; multiclass: below it a pixel is *none*
+    codec: str | dict[str, Any] = "index_png"
+    ignored_values: list[Any] = []  # values on disk that mean "do not look here"
+
+
+class PartConfig(Section):
+    """Where one part of the data lies: folders below `data.root`, a list of stems, or a share of another part."""
+
+    images: str | None = None
+    masks: str | None = None
+    list: str | None = None  # file with one stem per line
+    from_: Literal["train", "val", "test"] | None = Field(None, alias="from")
+    fraction: float = Field(0.1, gt=0, lt=1)  # of what `from` still holds, split off by groups
+    group: str | None = None  # regex; stems with the same first group stay together
+    seed: int = Field(0, ge=0)  # another seed is another split
+
+
+class DataConfig(Section):
+    """Which images, and how they are read."""
+
+    root: str = "."
+    train: PartConfig | None = None
+    val: PartConfig | None = None
+    test: PartConfig | None = None
+    layout: str = "folders"
+    crop: PositiveInt | list[PositiveInt] | None = None  # training crops, [height, width]
+    resize: PositiveInt | list[PositiveInt] | None = None  # working size of the model
+    axis: Literal["x", "y", "z"] = "z"  # volumes are cut across it
+    quarantine: str | None = None  # file with stems to leave out
+
+
+class ModelConfig(Section):
+    """The network; see `segkit.models.builder.build_model`."""
+
+    architecture: str = "unet"
+    encoder: str = "resnet34"
+    weights: str | None = "imagenet"  # imagenet, none, packaged, or a path
+    in_channels: PositiveInt | None = None  # None: 3 for 8-bit images, else their bands
+    options: dict[str, Any] = {}  # handed to the architecture, such as decoder_channels
+
+
+class TrainConfig(Section):
+    """How long and how fast; see `segkit.training.fit.fit`."""
+
+    epochs: PositiveInt = 50
+    batch_size: PositiveInt = 8
+    lr: PositiveFloat = 1e-3
+    encoder_lr_factor: PositiveFloat | None = None
+    weight_decay: NonNegativeFloat = 0.01
+    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    warmup: float = Field(0.05, ge=0, lt=1)
+    accumulate: PositiveInt = 1
+    clip_norm: PositiveFloat | None = 1.0
+    seed: int = Field(0, ge=0)
+    monitor: Literal["pooled_iou", "pooled_dice", "per_image_iou", "per_image_dice", "val_loss"] = "pooled_iou"
+    patience: PositiveInt | None = None
+    validate_every: PositiveInt = 1
+    precision: str = "auto"
+    device: str = "auto"
+    devices: int | Literal["auto"] = 1
+    nodes: PositiveInt = 1
+    channels_last: bool = True
+    workers: int | None = Field(None, ge=0)
+
+
+class Experiment(Section):
+    """A whole config."""
+
+    masks: MasksConfig
+    data: DataConfig = DataConfig()
+    augment: str | list[Any] = "light"
+    model: ModelConfig = ModelConfig()
+    loss: str | dict[str, Any] = {"cross_entropy": 1, "dice": 1}
+    train: TrainConfig = TrainConfig()
+
+    def to_yaml(self) -> str:
+        """Complete and resolved, as a run folder keeps it; `read_config` reads it back."""
+        values = self.model_dump(by_alias=True, exclude_none=True)
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+
+
+def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
+    """The experiment of a YAML file.
+
+    Args:
+        overrides: `KEY=VALUE` with dotted keys, such as `train.epochs=5`; values are YAML.
+
+    Raises:
+        ValueError: names file, line and key, with the nearest known key where one is unknown.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read as a config ({error.strerror}).") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not UTF-8 text; expected a YAML config.") from None
+    values, lines = parse_yaml(text, str(path))
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected keys such as `masks:` and `data:`.")
+    places: dict[tuple[Any, ...], str] = {key: f"{path}, line {line}" for key, line in lines.items()}
+    for override in overrides:
+        key = _override(values, override)
+        places[key] = f"{override!r}"
+    try:
+        return Experiment.model_validate(values)
+    except ValidationError as error:
+        raise ValueError(_explain(error, places, str(path))) from None
+
+
+def parse_yaml(text: str, source: str) -> tuple[Any, Line]:
+    """Values by the YAML 1.2 core rules, and the line of each key."""
+    try:
+        node = yaml.compose(text, Loader=_CoreLoader)
+        lines: Line = {}
+        if node is not None:
+            _collect_lines(node, (), lines, source)
+        return yaml.load(text, Loader=_CoreLoader), lines
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{source}, line {mark.line + 1}" if mark is not None else source
+        raise ValueError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
+
+
+class _CoreLoader(yaml.SafeLoader):
+    """YAML 1.2 core schema: only true/false are booleans, `1e-3` is a number, `010` is ten."""
+
+    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = self.construct_scalar(node)
+        return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
+
+
+_CoreLoader.add_constructor("tag:yaml.org,2002:int", _CoreLoader.construct_yaml_int)
+for _tag, _pattern, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", ["<"]),
+):
+    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def _collect_lines(node: yaml.Node, key: tuple[Any, ...], lines: Line, source: str) -> None:
+    lines[key] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        seen = set()
+        for name, value in node.value:
+            if name.value in seen:
+                raise ValueError(f"{source}, line {name.start_mark.line + 1}: the key `{name.value}` is given twice.")
+            seen.add(name.value)
+            _collect_lines(value, (*key, name.value), lines, source)
+            lines[(*key, name.value)] = name.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            _collect_lines(value, (*key, index), lines, source)
+
+
+def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
+    """Set one `KEY=VALUE` in place; returns its key."""
+    name, equals, text = override.partition("=")
+    key = tuple(name.strip().split("."))
+    if not equals or not all(key):
+        raise ValueError(f"{override!r}: expected KEY=VALUE with a dotted key, such as train.epochs=5.")
+    value, _ = parse_yaml(text, override)
+    place = values
+    for part in key[:-1]:
+        below = place.get(part)
+        if not isinstance(below, dict):
+            below = {"name": below} if isinstance(below, str) else {}
+            place[part] = below
+        place = below
+    place[key[-1]] = value
+    return key
+
+
+def _explain(error: ValidationError, places: Mapping[tuple[Any, ...], str], source: str) -> str:
+    """One line per mistake: where, what was found, what was expected."""
+    lines = []
+    for mistake in error.errors():
+        key = tuple(p for p in mistake["loc"])
+        where = _nearest_place(key, places, source)
+        name = ".".join(str(k) for k in key)
+        if mistake["type"] == "extra_forbidden":
+            known = _known_keys(key[:-1])
+            close = difflib.get_close_matches(str(key[-1]), known, n=1)
+            hint = f"Did you mean `{close[0]}`?" if close else f"Known keys: {', '.join(known)}."
+            lines.append(f"{where}: unknown key `{name}`. {hint}")
+        elif mistake["type"] == "missing":
+            lines.append(f"{where}: the key `{name}` is missing.")
+        else:
+            expected = mistake["msg"].removeprefix("Input should be ").rstrip(".")
+            lines.append(f"{where}: `{name}` is {mistake['input']!r}, expected {expected}.")
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _nearest_place(key: tuple[Any, ...], places: Mapping[tuple[Any, ...], str], source: str) -> str:
+    for end in range(len(key), 0, -1):
+        if key[:end] in places:
+            return places[key[:end]]
+    return source
+
+
+def _known_keys(section: Sequence[Any]) -> list[str]:
+    model: type[BaseModel] = Experiment
+    for part in section:
+        annotation = model.model_fields[part].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        model = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return [field.alias or name for name, field in model.model_fields.items()]

@@ -1,0 +1,265 @@
+"""From a config to the objects of the library, and the run folder of one experiment."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segkit.config import Experiment, MasksConfig, read_config
+from segkit.data.datasets import MaskDataset
+from segkit.data.layouts import open_layout
+from segkit.data.splits import read_stem_list, split_stems
+from segkit.formats.codec import Codec
+from segkit.formats.codecs import open_codec
+from segkit.formats.mask_format import MaskFormat
+from segkit.metrics.scores import Scores
+from segkit.models.segmenter import Segmenter
+
+log = logging.getLogger("segkit")
+
+Progress = Callable[[int, int], None]
+_PICTURES = 8
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The data of an experiment.
+
+    Attributes:
+        train: augmented, at the model's working size.
+        val, test: as stored; None where the config names none.
+    """
+
+    train: MaskDataset
+    val: MaskDataset | None
+    test: MaskDataset | None
+
+
+def open_masks(masks: MasksConfig) -> Codec:
+    """The codec, and with it the format, that a config's `masks` section describes."""
+    described: dict[str, Any] = masks.model_dump(include={"format", "classes", "activation"})
+    if masks.threshold is not None:
+        described["threshold" if masks.format == "multiclass" else "thresholds"] = masks.threshold
+    format = MaskFormat.from_dict(described)
+    spec: dict[str, Any] = {"name": masks.codec} if isinstance(masks.codec, str) else dict(masks.codec)
+    if masks.ignored_values:
+        if "ignored_values" in spec:
+            raise ValueError("`ignored_values` stands in `masks` and in `masks.codec`: leave one of them out.")
+        spec["ignored_values"] = masks.ignored_values
+    return open_codec(spec, format)
+
+
+def open_part(config: Experiment, name: str, codec: Codec, *, gray: bool = False) -> MaskDataset:
+    """One part of the data as it is stored: train, val or test."""
+    part = getattr(config.data, name)
+    if part is None:
+        raise ValueError(f"the config has no `data.{name}`. Add it, such as `{name}: {{images: DIR, masks: DIR}}`.")
+    source = part.from_ or name
+    data = _open_folders(config, source, codec, gray)
+    stems = data.stems
+    for taker in ("val", "test"):
+        taking = getattr(config.data, taker)
+        if taking is not None and taking.from_ == source:
+            stems, taken = split_stems(stems, taking.fraction, taking.seed, taking.group)
+            if taker == name:
+                return data.subset(taken)
+    return data.subset(stems)
+
+
+def open_parts(config: Experiment, codec: Codec, gray: bool = False) -> Parts:
+    """All parts; the training part with crop, resize and augmentation."""
+    from segkit.data.augment import build_augment
+
+    train = open_part(config, "train", codec, gray=gray)
+    train.resize = config.data.resize
+    train.augment = build_augment(config.augment, codec.format, crop=config.data.crop)
+    train.seed = config.train.seed
+    val, test = (
+        open_part(config, name, codec, gray=gray) if getattr(config.data, name) is not None else None
+        for name in ("val", "test")
+    )
+    return Parts(train, val, test)
+
+
+def build(config: Experiment, codec: Codec, parts: Parts) -> Segmenter:
+    """The model of a config; without `model.in_channels`, bands are those of the first training image."""
+    from segkit.models.builder import build_model
+
+    given = config.model
+    bands = given.in_channels or parts.train.read(0).image.shape[2]
+    return build_model(
+        given.architecture,
+        given.encoder,
+        codec.format,
+        weights=given.weights,
+        in_channels=bands,
+        resize=config.data.resize,
+        **given.options,
+    )
+
+
+def train_experiment(
+    config: Experiment, out: Path, *, resume: bool = False, tell: Callable[[str], None] = print, progress: Any = None
+) -> Scores:
+    """Train, keep the best epoch, score it on the test part (else val), and fill the run folder.
+
+    Args:
+        progress: called with a word on what is counted; gives a context manager whose value is called with
+            (done, in all). None shows nothing.
+    """
+    from segkit.inference.evaluate import evaluate
+    from segkit.losses.build import build_loss
+    from segkit.training.fit import fit, refuse_used_folder
+
+    if not resume:
+        refuse_used_folder(out)
+    counted = progress if progress is not None else silent_progress
+    codec = open_masks(config.masks)
+    loss = build_loss(config.loss, codec.format)
+    gray = config.model.in_channels == 1
+    parts = open_parts(config, codec, gray)
+    _tell_parts(parts, tell)
+    if not resume:
+        verify(parts, counted)
+    model = build(config, codec, parts)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    settings = config.train.model_dump()
+    result = fit(model, parts.train, parts.val, out=out, loss=loss, resume=resume, tell=tell, **settings)
+    if result.best is not None and result.best_epoch is not None:
+        tell(f"best {config.train.monitor} {result.best:.4f} in epoch {result.best_epoch + 1}")
+    split, data = next((n, d) for n, d in (("test", parts.test), ("val", parts.val), ("train", parts.train)) if d)
+    data = data.without_augment()
+    data.resize = None
+    with counted(f"scoring {split}") as update:
+        scores = evaluate(model, data, device=config.train.device, workers=config.train.workers, progress=update)
+    write_json(out / "scores.json", {**scores.to_dict(), "split": split})
+    draw_pictures(model, data, out / "pictures", config.train.device)
+    return scores
+
+
+def resume_experiment(run: Path, *, tell: Callable[[str], None] = print, progress: Any = None) -> Scores | None:
+    """Go on with the run in `run`; None if it is finished already."""
+    if not (run / "config.yaml").is_file():
+        raise ValueError(f"{run}: no config.yaml here; expected a run folder that `segkit train` wrote.")
+    if (run / "scores.json").is_file():
+        return None
+    config = read_config(run / "config.yaml")
+    begun = (run / "checkpoints" / "last.ckpt").is_file()
+    return train_experiment(config, run, resume=begun, tell=tell, progress=progress)
+
+
+def open_evaluation(
+    model: Path,
+    config: Path | None,
+    overrides: Iterable[str],
+    split: str | None,
+    images: Path | None,
+    masks: Path | None,
+) -> tuple[Segmenter, MaskDataset, str | None]:
+    """Model, data and name of the part for `segkit evaluate MODEL`.
+
+    The data are `images` and `masks`, or a part of `config`; without either, of the config in the run folder.
+    """
+    from segkit.models.bundle import load_codec, load_model
+
+    network = load_model(model)
+    gray = network.in_channels == 1
+    if (images is None) != (masks is None):
+        raise ValueError("--images and --masks go together: give both folders.")
+    if config is None and images is None:
+        config = model / "config.yaml"
+        if not config.is_file():
+            raise ValueError(f"{model} is no run folder: say what to score with --config, or --images and --masks.")
+    experiment = read_config(config, overrides) if config is not None else None
+    codec = open_masks(experiment.masks) if experiment is not None else load_codec(model)
+    if codec is None:
+        raise ValueError(f"{model}: saved without a codec; give --config, whose masks section says how to read masks.")
+    if images is not None and masks is not None:
+        axis = experiment.data.axis if experiment is not None else "z"
+        return network, MaskDataset(images, masks, codec, gray=gray, axis=axis), split
+    assert experiment is not None
+    part = split or ("test" if experiment.data.test is not None else "val")
+    if part not in ("train", "val", "test"):
+        raise ValueError(f"--split is {part!r}: expected train, val or test.")
+    return network, open_part(experiment, part, codec, gray=gray), part
+
+
+def verify(parts: Parts, progress: Any) -> None:
+    """Read every sample once, so that a bad one is named before training starts, not an hour later."""
+    for name, data in (("train", parts.train), ("val", parts.val), ("test", parts.test)):
+        if data is not None:
+            with progress(f"checking {name}") as update:
+                data.verify(progress=update)
+
+
+def draw_pictures(model: Segmenter, data: MaskDataset, folder: Path, device: str) -> None:
+    """Image, truth and prediction side by side for samples spread over `data`."""
+    from segkit.inference.overlay import draw_overlay, side_by_side, to_rgb, write_picture
+    from segkit.inference.predictor import Predictor
+
+    predictor = Predictor(model, data.codec, device=device)
+    for index in np.unique(np.linspace(0, len(data) - 1, _PICTURES).astype(int)):
+        sample = data.read(int(index))
+        truth, pred = (
+            draw_overlay(sample.image, planes, data.format)
+            for planes in (sample.planes, predictor.predict(sample.image))
+        )
+        write_picture(folder / f"{sample.stem}.png", side_by_side(to_rgb(sample.image), truth, pred))
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Indented JSON, without NaN: a number that is not known is null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+class silent_progress:
+    """Stands in for a progress bar where nobody looks."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def __enter__(self) -> Progress:
+        return lambda done, total: None
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+
+def _open_folders(config: Experiment, name: str, codec: Codec, gray: bool) -> MaskDataset:
+    part = getattr(config.data, name)
+    if part is None:
+        raise ValueError(f"the config takes a part of `data.{name}`, which it does not describe.")
+    where = {key: value for key in ("images", "masks", "list") if (value := getattr(part, key)) is not None}
+    folders = open_layout(config.data.layout, Path(config.data.root), name, where)
+    left_out = read_stem_list(config.data.quarantine) if config.data.quarantine else []
+    data = MaskDataset(
+        folders.images,
+        folders.masks,
+        codec,
+        stems=folders.stems,
+        gray=gray,
+        axis=config.data.axis,
+        quarantine=left_out,
+    )
+    if data.quarantined:
+        log.warning("data.quarantine leaves %d samples out of %s.", len(data.quarantined), name)
+    return data
+
+
+def _tell_parts(parts: Parts, tell: Callable[[str], None]) -> None:
+    counts = [
+        f"{len(data)} {name}"
+        for name, data in (("training", parts.train), ("validation", parts.val), ("test", parts.test))
+        if data is not None
+    ]
+    tell(f"images: {', '.join(counts)}")
+    if parts.val is None:
+        tell("no data.val: nothing says which epoch is best, so the last one is kept")

@@ -1,0 +1,94 @@
+"""Scores of a model, or of a folder of masks, against the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segkit.data.datasets import MaskDataset
+from segkit.data.loaders import eval_loader
+from segkit.formats.codec import Codec
+from segkit.inference.predictor import autocast, pick_device
+from segkit.inference.tiling import image_logits
+from segkit.metrics.counts import PixelCounts
+from segkit.metrics.scores import Scores
+from segkit.models.segmenter import Segmenter
+
+Progress = Callable[[int, int], None]
+
+
+@torch.inference_mode()
+def evaluate(
+    model: Segmenter,
+    data: MaskDataset,
+    *,
+    device: str = "auto",
+    batch_size: int = 4,
+    tile: int | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Scores:
+    """Scores of `model` on every sample of `data`, counted at the stored size.
+
+    Args:
+        device: auto, cpu, cuda or mps.
+        batch_size: images of one size that are computed together.
+        tile: see `Predictor`.
+        progress: called with (images done, images in all).
+    """
+    if not data.format.shares_planes(model.format):
+        raise ValueError(f"the masks are {data.format}, the model predicts {model.format}: these cannot be compared.")
+    place = pick_device(device)
+    model = model.to(place).eval()
+    counts = PixelCounts(model.format).to(place)
+    done = 0
+    for parts in eval_loader(data, batch_size, workers=workers):
+        for part in parts:
+            batch = part.to(place)
+            with autocast(place):
+                logits = image_logits(model, batch.images, tile)
+            counts.update(model.format.decode(logits), batch.target)
+            done += len(part)
+        if progress is not None:
+            progress(done, len(data))
+    return Scores(counts.compute())
+
+
+def evaluate_predictions(
+    predictions: str | Path, masks: str | Path, codec: Codec, progress: Progress | None = None
+) -> Scores:
+    """Scores of a folder of masks against another, both held by `codec`; no model and no images are needed.
+
+    Raises:
+        ValueError: a mask without a prediction, a prediction without a mask, or two sizes.
+    """
+    truth, given = codec.stems(masks), codec.stems(predictions)
+    if not truth:
+        raise ValueError(f"{masks}: no masks here that the codec {codec.name!r} reads.")
+    missing = sorted(set(truth) - set(given))
+    if missing:
+        raise ValueError(f"{predictions}: {len(missing)} of {len(truth)} masks have no prediction: {missing[:5]}.")
+    beyond = sorted(set(given) - set(truth))
+    if beyond:
+        raise ValueError(f"{predictions}: {len(beyond)} predictions have no mask in {masks}: {beyond[:5]}.")
+    counts = PixelCounts(codec.format)
+    for number, stem in enumerate(truth, start=1):
+        pred, target = codec.read(predictions, stem), codec.read(masks, stem)
+        if pred.shape != target.shape:
+            raise ValueError(
+                f"{stem}: the prediction is {pred.shape[0]}x{pred.shape[1]}, the mask {target.shape[0]}x"
+                f"{target.shape[1]} (height x width). Predictions are scored at the size of the mask."
+            )
+        counts.update(_as_target(pred), _as_target(target))
+        if progress is not None:
+            progress(number, len(truth))
+    return Scores(counts.compute())
+
+
+def _as_target(planes: np.ndarray) -> Tensor:
+    moved = planes.transpose(2, 0, 1)[None]
+    return torch.from_numpy(np.ascontiguousarray(moved if planes.dtype == np.uint8 else moved.astype(np.int32)))

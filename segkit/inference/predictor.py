@@ -1,0 +1,170 @@
+"""`Predictor`: a model and a device, from image arrays to planes and from image files to mask files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segkit.data.images import read_image
+from segkit.formats.codec import Codec
+from segkit.inference.inputs import Input, find_inputs
+from segkit.inference.overlay import draw_overlay, write_picture
+from segkit.inference.tiling import image_logits
+from segkit.models.bundle import load_codec, load_model
+from segkit.models.segmenter import Segmenter
+
+
+@dataclass
+class PredictReport:
+    """What became of a list of inputs.
+
+    Attributes:
+        done: number of masks written.
+        failed: (file, reason) of each input that could not be predicted.
+        seconds: wall-clock time, model loading excluded.
+    """
+
+    done: int = 0
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `segkit predict --json` writes it."""
+        return {
+            "done": self.done,
+            "failed": [{"file": file, "reason": reason} for file, reason in self.failed],
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.done / self.seconds, 3) if self.done and self.seconds > 0 else None,
+        }
+
+
+class Predictor:
+    """Predicts masks with one model on one device.
+
+    Args:
+        model: a `Segmenter`, or the path of a bundle or run folder.
+        codec: how masks are written; by default the codec stored in the bundle. Only files need one.
+        device: auto, cpu, cuda, cuda:1, mps.
+        tile: side of the windows in pixels; None cuts only images above 4 megapixels.
+        axis: volumes are predicted slice by slice across this axis.
+    """
+
+    def __init__(
+        self,
+        model: Segmenter | str | Path,
+        codec: Codec | None = None,
+        *,
+        device: str = "auto",
+        tile: int | None = None,
+        axis: str = "z",
+    ) -> None:
+        if tile is not None and tile < 32:
+            raise ValueError(f"tile is {tile}: windows need a side of at least 32 pixels.")
+        if not isinstance(model, Segmenter):
+            codec = codec if codec is not None else load_codec(model)
+            model = load_model(model)
+        self.device = pick_device(device)
+        self.model = model.to(self.device).eval()
+        self.codec = codec
+        self.tile = tile
+        self.axis = axis
+
+    def predict(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, P) planes of an (H, W, B) image as stored; (H, W) is taken as one band."""
+        return self._planes(self.logits(image))
+
+    def probabilities(self, image: np.ndarray) -> np.ndarray:
+        """(C, H, W) float32 in [0, 1] of an (H, W, B) image as stored."""
+        return self.model.format.probabilities(self.logits(image))[0].cpu().numpy()
+
+    @torch.inference_mode()
+    def logits(self, image: np.ndarray) -> Tensor:
+        """(1, C, H, W) float32 logits on the device."""
+        bands = image[..., None] if image.ndim == 2 else image
+        stored = torch.from_numpy(np.array(bands.transpose(2, 0, 1)))[None].to(self.device)
+        with autocast(self.device):
+            return image_logits(self.model, stored, self.tile).float()
+
+    def predict_files(
+        self,
+        inputs: Iterable[str | Path],
+        out: str | Path,
+        *,
+        overlay: bool = False,
+        probabilities: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> PredictReport:
+        """Write one mask per image into `out`, under the path relative to the input given.
+
+        A file that cannot be read is named in the report, and the rest is done.
+
+        Args:
+            inputs: image files, folders or glob patterns.
+            overlay: also write `out/_overlay/STEM.png`, the classes in colour over the image.
+            probabilities: also write `out/_probabilities/STEM.npz`: `probabilities` (C, H, W) float16 and
+                `classes`, the names of the channels.
+            progress: called with (images done, images in all).
+        """
+        if self.codec is None:
+            raise ValueError("the model was saved without a codec: give `codec`, which says how to write masks.")
+        out, report, started = Path(out), PredictReport(), time.monotonic()
+        jobs = find_inputs(inputs, self.axis)
+        out.mkdir(parents=True, exist_ok=True)
+        for number, job in enumerate(jobs, start=1):
+            try:
+                self._predict_one(job, self.codec, out, overlay, probabilities)
+                report.done += 1
+            except (ValueError, OSError) as error:
+                report.failed.append((str(job.image), str(error)))
+            if progress is not None:
+                progress(number, len(jobs))
+        self.codec.finish(out)
+        report.seconds = time.monotonic() - started
+        return report
+
+    def _predict_one(self, job: Input, codec: Codec, out: Path, overlay: bool, probabilities: bool) -> None:
+        image = read_image(job.image, gray=self.model.in_channels == 1)
+        logits = self.logits(image)
+        planes = self._planes(logits)
+        codec.write(out, job.stem, planes, like=job.image.path)
+        if overlay:
+            write_picture(out / "_overlay" / f"{job.stem}.png", draw_overlay(image, planes, self.model.format))
+        if probabilities:
+            path = out / "_probabilities" / f"{job.stem}.npz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            values = self.model.format.probabilities(logits)[0].to(torch.float16).cpu().numpy()
+            np.savez_compressed(path, probabilities=values, classes=np.array(self.model.format.names))
+
+    def _planes(self, logits: Tensor) -> np.ndarray:
+        pred = self.model.format.decode(logits)[0].cpu().numpy()
+        return np.ascontiguousarray(pred.transpose(1, 2, 0)).astype(self.model.format.dtype, copy=False)
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is CUDA, else Apple's MPS, else the CPU; any other word as torch takes it."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}: expected auto, cpu, cuda, cuda:1 or mps.") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch finds no CUDA GPU here: use `auto` or `cpu`.")
+    return chosen
+
+
+def autocast(device: torch.device) -> AbstractContextManager:
+    """bfloat16 on a CUDA GPU that has it, float32 elsewhere."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.autocast("cuda", torch.bfloat16)
+    return nullcontext()

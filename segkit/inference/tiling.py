@@ -1,0 +1,75 @@
+"""Logits of images of any size: whole, or window by window where they are large."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from segkit.models.segmenter import Segmenter, resize_images
+from segkit.ops.sizes import fit_size
+
+# Above this, an image is cut into windows without being asked: 4 megapixels at the model's working size.
+WHOLE_PIXELS = 4 * 1024 * 1024
+DEFAULT_TILE = 1024
+_OVERLAP = 0.25
+
+
+def image_logits(model: Segmenter, images: Tensor, tile: int | None = None) -> Tensor:
+    """Logits at the stored size.
+
+    Args:
+        images: (N, B, H, W) as stored, on the model's device.
+        tile: side of the windows in pixels of the model's working size; None cuts only images above 4 megapixels.
+
+    Returns:
+        (N, C, H, W) float.
+    """
+    stored_hw = (images.shape[-2], images.shape[-1])
+    height, width = fit_size(stored_hw, model.resize)
+    side = tile if tile is not None else (DEFAULT_TILE if height * width > WHOLE_PIXELS else None)
+    if side is None or (height <= side and width <= side):
+        return model.predict_logits(images)
+    if (height, width) == stored_hw:
+        return blend_windows(model, images, side)
+    logits = blend_windows(model, resize_images(images, (height, width)), side)
+    return F.interpolate(logits, stored_hw, mode="bilinear", align_corners=False)
+
+
+def blend_windows(model: Segmenter, images: Tensor, side: int) -> Tensor:
+    """Average of the logits of overlapping windows, weighted by a Gaussian around each window's centre.
+
+    The weight (deviation of an eighth of the window, as in nnU-Net, Isensee et al. 2021) trusts the middle, where
+    the network saw context on all sides.
+    """
+    height, width = images.shape[-2:]
+    side_h, side_w = min(side, height), min(side, width)
+    weight = _gaussian(side_h, images.device)[:, None] * _gaussian(side_w, images.device)
+    total: Tensor | None = None
+    weights = torch.zeros((height, width), device=images.device)
+    for top in window_starts(height, side_h):
+        for left in window_starts(width, side_w):
+            rows, columns = slice(top, top + side_h), slice(left, left + side_w)
+            logits = model(images[..., rows, columns]).float()
+            if total is None:
+                total = logits.new_zeros((len(images), logits.shape[1], height, width))
+            total[..., rows, columns] += logits * weight
+            weights[rows, columns] += weight
+    assert total is not None
+    return total / weights
+
+
+def window_starts(length: int, side: int, overlap: float = _OVERLAP) -> list[int]:
+    """Where windows of `side` start so that they cover `length`, evenly, neighbours sharing at least `overlap`."""
+    if length <= side:
+        return [0]
+    step = max(1, int(side * (1.0 - overlap)))
+    count = math.ceil((length - side) / step) + 1
+    return [round(i * (length - side) / (count - 1)) for i in range(count)]
+
+
+def _gaussian(side: int, device: torch.device) -> Tensor:
+    offsets = torch.arange(side, device=device, dtype=torch.float32) - (side - 1) / 2
+    return torch.exp(-0.5 * (offsets / (side / 8)) ** 2)

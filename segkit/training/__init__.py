@@ -1,0 +1,1 @@
+"""The Lightning module, its callbacks, and `fit`. Import from the modules."""

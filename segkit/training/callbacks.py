@@ -1,0 +1,130 @@
+"""What is written and told while a model trains."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, RichProgressBar
+
+from segkit.formats.codec import Codec
+from segkit.models.bundle import save_bundle
+
+
+def lower_is_better(monitor: str) -> bool:
+    """True for losses, False for scores."""
+    return monitor.endswith("loss")
+
+
+class BestBundle(Callback):
+    """Keep `folder` the bundle of the best validation score so far; without validation, of the last epoch."""
+
+    def __init__(self, folder: Path, codec: Codec | None, monitor: str | None) -> None:
+        self.folder = folder
+        self.codec = codec
+        self.monitor = monitor
+        self.best: float | None = None
+        self.best_epoch: int | None = None
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.monitor is None:
+            self._save(trainer, module, None)
+
+    def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.sanity_checking or self.monitor is None:
+            return
+        value = float(trainer.callback_metrics[self.monitor])
+        if math.isnan(value) or (self.best is not None and not self._improves(value)):
+            return
+        self._save(trainer, module, value)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best, self.best_epoch = state["best"], state["best_epoch"]
+
+    def _improves(self, value: float) -> bool:
+        assert self.monitor is not None
+        return value < self.best if lower_is_better(self.monitor) else value > self.best  # type: ignore[operator]
+
+    def _save(self, trainer: L.Trainer, module: L.LightningModule, value: float | None) -> None:
+        self.best, self.best_epoch = value, trainer.current_epoch
+        if trainer.is_global_zero:
+            notes = {"trained": {"epoch": trainer.current_epoch, "monitor": self.monitor, "score": value}}
+            save_bundle(module.model, self.folder, self.codec, **notes)  # type: ignore[arg-type]
+
+
+class MetricsFile(Callback):
+    """`metrics.csv`: one row per epoch, without clock times, so that equal runs write equal files.
+
+    The rows travel in the checkpoint: a resumed run starts from those of its checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.endswith("_step")}
+        row["loss"] = values.pop("loss_epoch", values.pop("loss", math.nan))
+        values.pop("loss", None)
+        row.update(sorted(values.items()))
+        row["lr"] = trainer.optimizers[0].param_groups[-1]["lr"]
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            self._write()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.rows = state["rows"]
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.9g}" for k, v in row.items()} for row in self.rows)
+        fresh = self.path.with_name(self.path.name + ".part")
+        fresh.write_text(text.getvalue(), encoding="utf-8")
+        os.replace(fresh, self.path)
+
+
+class EpochLines(Callback):
+    """One line per epoch: loss, validation score, best so far, seconds."""
+
+    def __init__(self, best: BestBundle, tell: Callable[[str], None] = print) -> None:
+        self.best = best
+        self.tell = tell
+        self._started_s = 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._started_s = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        metrics = trainer.callback_metrics
+        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"loss {float(metrics['loss_epoch']):.4f}"]
+        monitor = self.best.monitor
+        if monitor is not None and monitor in metrics:
+            parts.append(f"{monitor} {float(metrics[monitor]):.4f}")
+            if self.best.best is not None and self.best.best_epoch is not None:
+                parts.append(f"best {self.best.best:.4f} (epoch {self.best.best_epoch + 1})")
+        parts.append(f"{time.monotonic() - self._started_s:.1f} s")
+        self.tell("  ".join(parts))
+
+
+def progress_bar() -> Callback:
+    """A bar for each epoch with the loss and the monitored score; it leaves no trace behind."""
+    return RichProgressBar(leave=False)

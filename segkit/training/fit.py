@@ -1,0 +1,225 @@
+"""Train a model: one function over `lightning.Trainer`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from torch import nn
+
+from segkit.data.datasets import MaskDataset
+from segkit.losses.build import build_loss
+from segkit.metrics.scores import Scores
+from segkit.models.bundle import load_weights
+from segkit.models.segmenter import Segmenter
+from segkit.training.callbacks import BestBundle, EpochLines, MetricsFile, lower_is_better, progress_bar
+from segkit.training.environment import describe_environment
+from segkit.training.module import MONITORS, Schedule, SegmentationModule
+
+# Bands change little from image to image; more would only cost reading time.
+_STATISTICS_IMAGES = 200
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What training left behind.
+
+    Attributes:
+        folder: the run folder; `folder / "model"` is the bundle of the best epoch.
+        best: the monitored score of that epoch, None without validation images.
+        best_epoch: counted from 0.
+        epochs: epochs trained in all, resumed ones included.
+        scores: validation scores of the last epoch.
+    """
+
+    folder: Path
+    best: float | None
+    best_epoch: int | None
+    epochs: int
+    scores: Scores | None
+
+
+def fit(
+    model: Segmenter,
+    train: MaskDataset,
+    val: MaskDataset | None = None,
+    *,
+    out: str | Path,
+    loss: nn.Module | None = None,
+    monitor: str = "pooled_iou",
+    patience: int | None = None,
+    precision: str = "auto",
+    device: str = "auto",
+    devices: int | str = 1,
+    nodes: int = 1,
+    clip_norm: float | None = 1.0,
+    channels_last: bool = True,
+    validate_every: int = 1,
+    resume: bool = False,
+    progress: bool | None = None,
+    tell: Callable[[str], None] = print,
+    callbacks: Sequence[Callback] = (),
+    **schedule: Any,
+) -> FitResult:
+    """Train `model` on `train`, keep the epoch that scores best on `val`, and leave its weights in `model`.
+
+    Args:
+        out: run folder; gets metrics.csv, environment.json, checkpoints/last.ckpt and model/.
+        loss: called as loss(logits, target); by default cross entropy plus Dice.
+        monitor: one of `MONITORS`, decides which epoch is best.
+        patience: stop after so many validations without improvement; None never stops early.
+        precision: `auto` is bf16 on CUDA and float32 elsewhere; else any precision of `lightning.Trainer`.
+        device: auto, cpu, cuda or mps.
+        devices, nodes: how many, as `lightning.Trainer` takes them.
+        clip_norm: largest norm of the gradient, None for no limit.
+        channels_last: store convolutions channels last, which is faster on GPU and CPU.
+        validate_every: epochs from one validation to the next.
+        resume: go on from checkpoints/last.ckpt of `out`.
+        progress: show a bar; None shows one if stderr is a terminal.
+        tell: gets one line per epoch.
+        callbacks: further Lightning callbacks.
+        schedule: fields of `Schedule`: epochs, batch_size, lr, seed, workers, ...
+
+    Raises:
+        ValueError: arguments that cannot work together, or a run folder that cannot be resumed.
+    """
+    out = Path(out)
+    plan = _check(model, train, val, monitor, schedule)
+    checkpoint = _checkpoint_to_resume(out) if resume else None
+    if not resume:
+        refuse_used_folder(out)
+        model.fit_statistics(lambda: _some_images(train))
+    out.mkdir(parents=True, exist_ok=True)
+    if channels_last:
+        model.to(memory_format=torch.channels_last)
+    loss = build_loss({"cross_entropy": 1, "dice": 1}, model.format) if loss is None else loss
+    module = SegmentationModule(model, loss, train, val, plan, shown=monitor)
+    best = BestBundle(out / "model", train.codec, monitor if val is not None else None)
+    extra = [*callbacks, best, MetricsFile(out / "metrics.csv"), EpochLines(best, tell)]
+    # After every epoch, the same file again; Lightning runs checkpoint callbacks last, so the others' states are in it.
+    extra.append(
+        ModelCheckpoint(
+            out / "checkpoints", filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+        )
+    )
+    if patience is not None and val is not None:
+        extra.append(EarlyStopping(monitor, patience=patience, mode="min" if lower_is_better(monitor) else "max"))
+    show = sys.stderr.isatty() if progress is None else progress
+    if show:
+        extra.append(progress_bar())
+    with _quiet_lightning():
+        trainer = L.Trainer(
+            accelerator={"cuda": "gpu"}.get(device, device),
+            devices=devices,
+            num_nodes=nodes,
+            precision=_precision(precision, device),  # type: ignore[arg-type]
+            max_epochs=plan.epochs,
+            accumulate_grad_batches=plan.accumulate,
+            gradient_clip_val=clip_norm,
+            check_val_every_n_epoch=validate_every,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            callbacks=extra,
+            logger=_loggers(out),
+            log_every_n_steps=1,
+            enable_progress_bar=show,
+            enable_model_summary=False,
+            deterministic="warn" if not torch.cuda.is_available() else None,
+        )
+        if trainer.is_global_zero:
+            facts = {**describe_environment(), **_trainer_facts(trainer)}
+            (out / "environment.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    load_weights(model, out / "model")
+    model.eval()
+    return FitResult(out, best.best, best.best_epoch, trainer.current_epoch, module.scores)
+
+
+def _check(
+    model: Segmenter, train: MaskDataset, val: MaskDataset | None, monitor: str, schedule: dict[str, Any]
+) -> Schedule:
+    try:
+        plan = Schedule(**schedule)
+    except TypeError as error:
+        raise ValueError(f"fit got an argument it does not know: {error}") from None
+    if monitor not in MONITORS:
+        raise ValueError(f"monitor is {monitor!r}: expected one of {', '.join(MONITORS)}.")
+    for name, data in (("training", train), ("validation", val)):
+        if data is not None and not data.format.shares_planes(model.format):
+            raise ValueError(f"the {name} masks are {data.format}, the model predicts {model.format}: give one format.")
+    return plan
+
+
+def _checkpoint_to_resume(out: Path) -> str:
+    checkpoint = out / "checkpoints" / "last.ckpt"
+    if not checkpoint.is_file():
+        raise ValueError(f"{out}: nothing to resume, {checkpoint} is not there. Train without resume.")
+    return str(checkpoint)
+
+
+def refuse_used_folder(out: Path) -> None:
+    """A run is never written over."""
+    if (out / "checkpoints").exists() or (out / "model").exists():
+        raise ValueError(f"{out}: holds a run already. Resume it, choose another folder, or delete it.")
+
+
+def _some_images(data: MaskDataset) -> Iterator[np.ndarray]:
+    step = max(1, len(data) // _STATISTICS_IMAGES)
+    for index in range(0, len(data), step):
+        yield data.read(index).image
+
+
+def _precision(precision: str, device: str) -> str:
+    if precision != "auto":
+        return precision
+    on_cuda = device in ("auto", "cuda") and torch.cuda.is_available()
+    if not on_cuda:
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+
+
+def _loggers(out: Path) -> list[Logger]:
+    try:
+        import tensorboard  # noqa: F401
+    except ImportError:
+        return []
+    return [TensorBoardLogger(out, name="tensorboard", version="")]
+
+
+def _trainer_facts(trainer: L.Trainer) -> dict[str, Any]:
+    return {
+        "accelerator": type(trainer.accelerator).__name__,
+        "precision": str(trainer.precision),
+        "world_size": trainer.world_size,
+    }
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Lightning greets, advises and counts on every start; our own lines say what a user needs."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning.*")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -1,0 +1,155 @@
+"""The Lightning module: what happens in a training step and in a validation step."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from segkit.data.datasets import MaskDataset
+from segkit.data.loaders import eval_loader, train_loader
+from segkit.data.sample import Batch
+from segkit.metrics.counts import PixelCounts
+from segkit.metrics.scores import Scores
+from segkit.models.segmenter import PixelStatistics, Segmenter
+from segkit.training.optimizer import build_optimizer, build_schedule
+from segkit.training.step import training_loss
+
+MONITORS = ("pooled_iou", "pooled_dice", "per_image_iou", "per_image_dice", "val_loss")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Everything that decides the sequence of optimizer steps.
+
+    Attributes:
+        epochs: passes over the training set.
+        batch_size: images per device and step.
+        lr: peak learning rate of decoder and head.
+        encoder_lr_factor: see `build_optimizer`.
+        weight_decay: see `build_optimizer`.
+        schedule: cosine, poly or constant.
+        warmup: share of all steps in [0, 1) over which the rate rises.
+        accumulate: batches whose gradients are added before one optimizer step.
+        seed: of sampling, augmentation and dropout.
+        workers: data loading processes; None for as many as fit the machine.
+    """
+
+    epochs: int = 50
+    batch_size: int = 8
+    lr: float = 1e-3
+    encoder_lr_factor: float | None = None
+    weight_decay: float = 0.01
+    schedule: str = "cosine"
+    warmup: float = 0.05
+    accumulate: int = 1
+    seed: int = 0
+    workers: int | None = None
+
+
+class SegmentationModule(L.LightningModule):
+    """Trains a `Segmenter` and scores it on validation images.
+
+    Logs `loss` (training), and per epoch `val_loss` and the scores of `MONITORS`; the one called `shown` stands
+    in the progress bar.
+    """
+
+    def __init__(
+        self,
+        model: Segmenter,
+        loss: nn.Module,
+        train: MaskDataset,
+        val: MaskDataset | None,
+        schedule: Schedule,
+        shown: str = "pooled_iou",
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.loss = loss
+        self.schedule = schedule
+        self.shown = shown
+        self.counts = PixelCounts(model.format)
+        self.scores: Scores | None = None
+        self._train, self._val = train, val
+        self._val_losses: list[Tensor] = []
+
+    # Data ----------------------------------------------------------------------------------------------
+
+    def train_dataloader(self) -> DataLoader:
+        return train_loader(
+            self._train,
+            self.schedule.batch_size,
+            seed=self.schedule.seed,
+            workers=self.schedule.workers,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+
+    def val_dataloader(self) -> DataLoader | list:
+        if self._val is None:
+            return []
+        return eval_loader(
+            self._val,
+            self.schedule.batch_size,
+            workers=self.schedule.workers,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+        )
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        if isinstance(batch, list):
+            return [part.to(device, non_blocking=True) for part in batch]
+        return batch.to(device, non_blocking=True)
+
+    # Training ------------------------------------------------------------------------------------------
+
+    def on_train_epoch_start(self) -> None:
+        # Dropout of epoch e depends on (seed, e, rank) alone, so a resumed run draws the same.
+        torch.manual_seed(hash((self.schedule.seed, self.current_epoch, self.global_rank)) & 0x7FFFFFFF)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = training_loss(self.model, self.loss, batch.images, batch.target)
+        self.log("loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch.stems))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        plan = self.schedule
+        optimizer = build_optimizer(self.model, plan.lr, plan.encoder_lr_factor, plan.weight_decay)
+        # From the loader itself: Lightning's estimated_stepping_batches would start it and disturb its state.
+        batches = len(self.train_dataloader())
+        steps = -(-batches // plan.accumulate) * plan.epochs
+        scheduler = build_schedule(optimizer, plan.schedule, steps, round(plan.warmup * steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # No part of the state dict, so that weights stay interchangeable with the bare network's.
+        checkpoint["statistics"] = asdict(self.model.statistics)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.model.statistics = PixelStatistics(**checkpoint["statistics"])
+
+    # Validation ----------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self.counts.reset()
+        self._val_losses = []
+
+    def validation_step(self, parts: list[Batch], batch_idx: int) -> None:
+        for part in parts:
+            logits = self.model.predict_logits(part.images)
+            self._val_losses.append(self.loss(logits, part.target).detach() * len(part.stems))
+            self.counts.update(self.model.format.decode(logits), part.target)
+
+    def on_validation_epoch_end(self) -> None:
+        self.scores = Scores(self.counts.compute())
+        means = self.scores.means()
+        for name in MONITORS[:-1]:
+            # A mean over no class at all, where every pixel is ignored, is as bad as can be.
+            self.log(name, means[name] or 0.0, prog_bar=name == self.shown)
+        images = max(1, len(self._val))  # type: ignore[arg-type]
+        total = torch.stack(self._val_losses).sum() if self._val_losses else torch.zeros((), device=self.device)
+        self.log("val_loss", total * self.trainer.world_size / images, sync_dist=True)

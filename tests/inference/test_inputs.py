@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from segkit.inference.inputs import find_inputs
+
+
+def put(*paths):
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.zeros((4, 5, 3), np.uint8))
+
+
+def stems(*inputs):
+    return [i.stem for i in find_inputs(inputs)]
+
+
+def test_a_folder_keeps_the_paths_below_it_and_passes_over_what_predict_writes(tmp_path):
+    put(tmp_path / "a.png", tmp_path / "sub" / "b.JPG", tmp_path / "_overlay" / "a.png", tmp_path / ".x" / "c.png")
+    assert stems(tmp_path) == ["a", "sub/b"]
+
+
+def test_files_and_patterns(tmp_path):
+    put(tmp_path / "a.png", tmp_path / "b.png", tmp_path / "c.jpg")
+    assert stems(tmp_path / "a.png") == ["a"]
+    assert stems(f"{tmp_path}/*.png") == ["a", "b"]
+    assert stems(f"{tmp_path}/*.png", tmp_path / "a.png") == ["a", "b"]
+
+
+def test_stems_that_collide_get_their_folders_in_front(tmp_path):
+    put(tmp_path / "one" / "a.png", tmp_path / "two" / "a.png", tmp_path / "two" / "b.png")
+    assert stems(tmp_path / "one", tmp_path / "two") == ["one/a", "two/a", "b"]
+    put(tmp_path / "x" / "same" / "a.png", tmp_path / "y" / "same" / "a.png")
+    assert stems(tmp_path / "x" / "same", tmp_path / "y" / "same") == ["x/same/a", "y/same/a"]
+
+
+def test_two_images_of_one_name_in_one_folder_are_refused(tmp_path):
+    put(tmp_path / "a.png", tmp_path / "a.jpg")
+    with pytest.raises(ValueError, match=r"a\.jpg.*a\.png|a\.png.*a\.jpg"):
+        find_inputs([tmp_path / "a.png", tmp_path / "a.jpg"])
+
+
+@pytest.mark.parametrize("given", ["nowhere", "nowhere.png", "*.png"])
+def test_nothing_found_names_the_input(tmp_path, given):
+    with pytest.raises(ValueError, match=r"nowhere|\*\.png"):
+        find_inputs([tmp_path / given])
+
+
+def test_a_volume_gives_its_slices(tmp_path):
+    import nibabel
+
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 3), np.uint8), np.eye(4)), tmp_path / "head.nii.gz")
+    assert stems(tmp_path / "head.nii.gz") == ["head@z000", "head@z001", "head@z002"]
+    assert [i.stem for i in find_inputs([tmp_path], axis="x")] == [f"head@x00{i}" for i in range(4)]

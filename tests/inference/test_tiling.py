@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from segkit.formats.mask_format import MaskFormat
+from segkit.inference import tiling
+from segkit.inference.tiling import blend_windows, image_logits, window_starts
+from segkit.models.segmenter import PixelStatistics, Recipe, Segmenter
+
+
+class Pointwise(nn.Module):
+    """Each logit depends on its own pixel alone: windows and whole image must agree."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 1)
+        self.sizes: list[tuple[int, int]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(tuple(x.shape[-2:]))
+        return self.conv(x)
+
+
+def model(**options) -> Segmenter:
+    torch.manual_seed(0)
+    statistics = PixelStatistics((100.0,) * 3, (50.0,) * 3)
+    network = Pointwise()
+    return Segmenter(network, MaskFormat.multilabel(["a", "b"]), statistics, Recipe("p", "none"), **options).eval()
+
+
+IMAGES = torch.randint(0, 255, (2, 3, 97, 140), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("side", [32, 50, 96, 97, 200])
+@torch.inference_mode()
+def test_windows_agree_with_the_whole_image_where_pixels_stand_alone(side):
+    segmenter = model(stride=8)
+    assert torch.allclose(blend_windows(segmenter, IMAGES, side), segmenter(IMAGES), atol=1e-5)
+
+
+@torch.inference_mode()
+def test_interior_of_windows_agrees_where_the_network_looks_around():
+    """A 5x5 neighbourhood: only pixels within 2 of a window's inner border may differ, and there blending is smooth."""
+    segmenter = model(stride=1)
+    segmenter.network.conv = nn.Conv2d(3, 2, 5, padding=2)
+    whole, tiled = segmenter(IMAGES), blend_windows(segmenter, IMAGES, 64)
+    away = torch.ones(97, 140, dtype=torch.bool)
+    for starts, length, axis in ((window_starts(97, 64), 97, 0), (window_starts(140, 64), 140, 1)):
+        for edge in [s for s in starts if s] + [s + 64 for s in starts if s + 64 < length]:
+            away.narrow(axis, edge - 2, 4).fill_(False)
+    assert away.float().mean() > 0.5
+    assert torch.allclose(whole[..., away], tiled[..., away], atol=1e-5)
+    assert (whole - tiled).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("length", "side"), [(1, 8), (8, 8), (9, 8), (100, 32), (1000, 64), (33, 32)])
+def test_windows_cover_everything_and_overlap(length, side):
+    starts = window_starts(length, side)
+    assert starts[0] == 0
+    assert starts[-1] == max(0, length - side)
+    for here, there in itertools.pairwise(starts):
+        assert here < there <= here + side * 0.75 + 1
+
+
+@torch.inference_mode()
+def test_large_images_are_cut_without_being_asked(monkeypatch):
+    segmenter = model(stride=1)
+    monkeypatch.setattr(tiling, "WHOLE_PIXELS", 5000)
+    monkeypatch.setattr(tiling, "DEFAULT_TILE", 64)
+    image_logits(segmenter, IMAGES)
+    assert set(segmenter.network.sizes) == {(64, 64)}
+
+
+@torch.inference_mode()
+def test_windows_are_cut_at_the_working_size():
+    segmenter = model(stride=1, resize=70)
+    logits = image_logits(segmenter, IMAGES, tile=40)
+    assert logits.shape == (2, 2, 97, 140)
+    assert set(segmenter.network.sizes) == {(40, 40)}
+    assert torch.allclose(logits, segmenter.predict_logits(IMAGES), atol=1e-4)

@@ -1,0 +1,230 @@
+"""The command line as a user meets it: exit codes, messages, files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from segkit.cli import main
+from tests.scenes import FORMATS, write_set
+
+MODEL = "{architecture: unet, encoder: resnet18, weights: none, options: {decoder_channels: [16, 8, 8, 8, 8]}}"
+MASKS = {
+    "exclusive": "{format: multiclass, classes: [sky, ground, disc]}",
+    "one_vs_rest": "{format: multiclass, activation: sigmoid, classes: [sky, ground, disc]}",
+    "overlapping": "{format: multilabel, classes: [left, disc], codec: file_per_class}",
+    "binary": "{format: binary, classes: [disc]}",
+    "binary_softmax": "{format: binary, activation: softmax, classes: [disc]}",
+}
+
+
+def segkit(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    return stop.value.code
+
+
+def write_config(root: Path, kind: str) -> Path:
+    write_set(root / "train", FORMATS[kind], 5)
+    write_set(root / "val", FORMATS[kind], 2)
+    path = root / "config.yaml"
+    path.write_text(
+        f"masks: {MASKS[kind]}\n"
+        f"data: {{root: {root}, train: {{images: train/images, masks: train/masks}}, "
+        "val: {images: val/images, masks: val/masks}, crop: 32}\n"
+        f"model: {MODEL}\n"
+        "train: {epochs: 1, batch_size: 2, workers: 0, device: cpu}\n"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("trained")
+    assert segkit("train", write_config(root, "exclusive"), "--out", root / "run", "--json", root / "out.json") == 0
+    return root
+
+
+@pytest.mark.parametrize("kind", ["one_vs_rest", "overlapping", "binary", "binary_softmax"])
+def test_train_predict_and_score_the_predictions_for_every_format(tmp_path, kind, capsys):
+    config, run = write_config(tmp_path, kind), tmp_path / "run"
+    assert segkit("train", config, "--out", run) == 0
+    out = tmp_path / "predictions"
+    assert segkit("predict", run, tmp_path / "val" / "images", "--out", out, "--overlay", "--device", "cpu") == 0
+    arguments = ("--predictions", out, "--masks", tmp_path / "val" / "masks", "--config", config)
+    assert segkit("evaluate", *arguments, "--json", tmp_path / "a.json") == 0
+    assert segkit("evaluate", run, "--device", "cpu", "--json", tmp_path / "b.json") == 0
+    of_files, of_model = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert of_model["split"] == "val"
+    for average in ("pooled", "per_image"):
+        assert of_files[average] == of_model[average]
+    # a folder of predictions is itself a data set
+    again = ("train", config, f"data.train={{images: {tmp_path / 'val' / 'images'}, masks: {out}}}")
+    assert segkit(*again, "--out", tmp_path / "second") == 0
+
+
+def test_a_run_folder_holds_what_the_design_says(trained):
+    run = trained / "run"
+    names = {p.name for p in run.iterdir()} - {"tensorboard"}
+    assert names == {
+        "config.yaml",
+        "environment.json",
+        "metrics.csv",
+        "checkpoints",
+        "model",
+        "scores.json",
+        "pictures",
+    }
+    scores = json.loads((run / "scores.json").read_text())
+    assert list(scores["pooled"]["iou"]["per_class"]) == ["sky", "ground", "disc"]
+    assert (scores["split"], scores["images"]) == ("val", 2)
+    told = json.loads((trained / "out.json").read_text())
+    assert told["pooled"] == scores["pooled"]
+    assert len(list((run / "pictures").glob("*.png"))) == 2
+
+
+def test_resuming_a_finished_run_says_so(trained, capsys):
+    assert segkit("train", "--resume", trained / "run") == 0
+    assert "finished" in capsys.readouterr().out
+
+
+def test_a_used_run_folder_is_refused_and_left_alone(trained, capsys):
+    before = (trained / "run" / "config.yaml").read_bytes()
+    assert segkit("train", trained / "config.yaml", "train.epochs=7", "--out", trained / "run") == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert (trained / "run" / "config.yaml").read_bytes() == before
+
+
+def test_predict_names_broken_files_does_the_rest_and_exits_1(trained, tmp_path, capsys):
+    shutil.copytree(trained / "val" / "images", tmp_path / "in")
+    (tmp_path / "in" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    (tmp_path / "in" / "empty.jpg").touch()
+    report = tmp_path / "report.json"
+    assert segkit("predict", trained / "run", tmp_path / "in", "--out", tmp_path / "out", "--json", report) == 1
+    told = json.loads(report.read_text())
+    assert told["done"] == 2
+    assert {Path(f["file"]).name for f in told["failed"]} == {"broken.png", "empty.jpg"}
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["s0.png", "s1.png"]
+    errors = capsys.readouterr().err
+    assert "broken.png" in errors
+    assert "empty.jpg" in errors
+    assert "Traceback" not in errors
+
+
+def test_predict_writes_overlays_and_probabilities_beside_the_masks(trained, tmp_path):
+    image = trained / "val" / "images" / "s0.png"
+    arguments = ("predict", trained / "run", image, "--out", tmp_path, "--overlay", "--probabilities", "--tile", 32)
+    assert segkit(*arguments) == 0
+    mask = cv2.imread(str(tmp_path / "s0.png"), cv2.IMREAD_UNCHANGED)
+    assert mask.shape == (40, 56)
+    assert set(np.unique(mask)) <= {0, 1, 2}
+    assert cv2.imread(str(tmp_path / "_overlay" / "s0.png")).shape == (40, 56, 3)
+    stored = np.load(tmp_path / "_probabilities" / "s0.npz")
+    assert stored["probabilities"].shape == (3, 40, 56)
+    assert np.allclose(stored["probabilities"].astype(np.float32).sum(0), 1, atol=2e-3)
+    assert (stored["probabilities"].argmax(0) == mask).mean() > 0.99
+    assert stored["classes"].tolist() == ["sky", "ground", "disc"]
+
+
+def test_evaluate_takes_folders_in_place_of_a_config(trained, tmp_path):
+    val = trained / "val"
+    arguments = ("--images", val / "images", "--masks", val / "masks", "--json", tmp_path / "s.json")
+    assert segkit("evaluate", trained / "run" / "model", *arguments) == 0
+    stored = json.loads((trained / "run" / "scores.json").read_text())
+    assert json.loads((tmp_path / "s.json").read_text())["pooled"] == stored["pooled"]
+
+
+def test_predictions_need_nothing_but_the_masks_section(trained, tmp_path):
+    (tmp_path / "masks.yaml").write_text(f"masks: {MASKS['exclusive']}\n")
+    masks = trained / "val" / "masks"
+    arguments = ("--predictions", masks, "--masks", masks, "--config", tmp_path / "masks.yaml")
+    assert segkit("evaluate", *arguments, "--json", tmp_path / "s.json") == 0
+    assert json.loads((tmp_path / "s.json").read_text())["pooled"]["iou"]["mean"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("train",), "give a config"),
+        (("train", "nowhere.yaml"), "nowhere.yaml: no such file. Configs that come with segkit: brats"),
+        (("train", "{config}", "train.epoch=3"), "Did you mean `epochs`"),
+        (("train", "{config}", "masks.format=multilabel", "masks.activation=softmax"), "probabilities sum to 1"),
+        (("train", "{config}", "masks.format=multilabel"), "may overlap"),
+        (("train", "{config}", "data.train.images=nowhere"), "nowhere: no such folder"),
+        (("train", "{config}", "data.train.masks=empty"), "no masks here"),
+        (("train", "{config}", "data.train.images=empty"), "no images here"),
+        (("train", "{config}", "model.encoder=resnet19"), "unknown encoder 'resnet19'"),
+        (("train", "{config}", "augment=[Flipp]"), "Flipp"),
+        (("train", "{config}", "loss=dyce"), "Did you mean `dice`"),
+        (("train", "{config}", "masks.classes=[sky, ground]"), "found values [2], which no class declares"),
+        (("train", "--resume", "nowhere"), "no config.yaml here"),
+        (("evaluate",), "name a MODEL"),
+        (("evaluate", "nowhere"), "no such folder"),
+        (("evaluate", "{run}", "--split", "tset"), "expected train, val or test"),
+        (("evaluate", "{run}", "--images", "x"), "go together"),
+        (("predict", "{run}", "nowhere.png", "--out", "x"), "no such file or folder"),
+        (("predict", "{run}", "{root}/empty", "--out", "x"), "no images here"),
+        (("predict", "{run}", "{root}/val/images", "--out", "x", "--device", "cuda:99x"), "expected auto"),
+        (("predict", "{run}"), "INPUT"),
+        (("init", "nothing"), "Configs that come with segkit"),
+        (("trian",), "trian"),
+        (("train", "--nonsense"), "--nonsense"),
+    ],
+)
+def test_a_users_mistake_is_one_message_and_exit_2(trained, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (trained / "empty").mkdir(exist_ok=True)
+    places = {"config": trained / "config.yaml", "run": trained / "run", "root": trained}
+    assert segkit(*(a.format(**places) for a in arguments)) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+def test_image_and_mask_of_two_sizes_are_named_before_training_starts(trained, tmp_path, capsys):
+    shutil.copytree(trained / "train", tmp_path / "train")
+    cv2.imwrite(str(tmp_path / "train" / "masks" / "s3.png"), np.zeros((20, 20), np.uint8))
+    arguments = ("train", trained / "config.yaml", f"data.train.images={tmp_path}/train/images")
+    assert segkit(*arguments, f"data.train.masks={tmp_path}/train/masks", "--out", tmp_path / "run") == 2
+    errors = capsys.readouterr().err
+    assert "s3" in errors
+    assert "40x56" in errors
+    assert "20x20" in errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_version_env_and_init(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert segkit("--version") == 0
+    assert capsys.readouterr().out.startswith("segkit 0.")
+    assert segkit("env", "--json", "env.json") == 0
+    assert json.loads((tmp_path / "env.json").read_text())["versions"]["torch"]
+    assert segkit("init") == 0
+    assert "camvid_multiclass_fpn" in capsys.readouterr().out
+    assert segkit("init", "smoke") == 0
+    assert "layout: scene" in (tmp_path / "smoke.yaml").read_text()
+    assert segkit("init", "smoke") == 2
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "init", "demo", "env"])
+def test_every_command_has_help_with_an_example(command, capsys):
+    assert segkit(command, "--help") == 0
+    assert f"Example: segkit {command}" in capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
+
+
+def test_the_tools_hand_their_arguments_over(tmp_path):
+    import subprocess
+    import sys
+
+    tools = Path(__file__).resolve().parents[1] / "tools"
+    for name in ("train", "evaluate", "predict"):
+        done = subprocess.run([sys.executable, tools / f"{name}.py", "--nonsense"], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert "--nonsense" in done.stderr

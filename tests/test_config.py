@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+import yaml
+
+from segkit.config import parse_yaml, read_config
+from segkit.shipped import shipped_configs
+
+SMALLEST = "masks: {format: binary, classes: [nucleus]}\n"
+
+
+def read(tmp_path, text: str, *overrides: str):
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
+    return read_config(tmp_path / "c.yaml", overrides)
+
+
+def test_yaml_is_read_by_the_core_rules():
+    values, _ = parse_yaml(
+        "{a: off, b: no, c: on, d: 1e-3, e: 010, f: true, g: ~, h: 0x1F, i: .5, j: 1_000, k: 12:30}", "t"
+    )
+    assert values == {
+        "a": "off", "b": "no", "c": "on", "d": 0.001, "e": 10, "f": True, "g": None, "h": 31, "i": 0.5, "j": "1_000",
+        "k": "12:30",
+    }  # fmt: skip
+
+
+def test_class_names_that_yaml_1_1_would_turn_into_booleans(tmp_path):
+    assert read(tmp_path, "masks: {format: multiclass, classes: [on, off, no]}").masks.classes == ["on", "off", "no"]
+
+
+def test_overrides_reach_into_sections_and_name_themselves_when_wrong(tmp_path):
+    config = read(tmp_path, SMALLEST, "train.epochs=5", "data.crop=[64, 32]", "masks.codec.values={255: nucleus}")
+    assert config.train.epochs == 5
+    assert config.data.crop == [64, 32]
+    assert config.masks.codec == {"values": {255: "nucleus"}}
+    assert read(tmp_path, SMALLEST + "augment: street\n", "train.lr=1e-4").train.lr == 1e-4
+    with pytest.raises(ValueError, match=r"'train.epochs=many': `train.epochs` is 'many'"):
+        read(tmp_path, SMALLEST, "train.epochs=many")
+    with pytest.raises(ValueError, match="expected KEY=VALUE"):
+        read(tmp_path, SMALLEST, "train.epochs")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (SMALLEST + "train:\n  epoch: 3\n", r"line 3: unknown key `train.epoch`. Did you mean `epochs`\?"),
+        (SMALLEST + "agument: light\n", r"line 2: unknown key `agument`. Did you mean `augment`\?"),
+        (SMALLEST + "data:\n  val: {form: train}\n", r"line 3: unknown key `data.val.form`. Did you mean `from`\?"),
+        (SMALLEST + "train: {lr: -1}\n", r"line 2: `train.lr` is -1, expected greater than 0"),
+        (SMALLEST + "train: {lr: 1}\ntrain: {lr: 2}\n", "line 3: the key `train` is given twice"),
+        ("data: {root: x}\n", "the key `masks` is missing"),
+        ("masks: {format: binary\n", "line 2: not valid YAML"),
+        ("- a\n- b\n", "expected keys such as"),
+        ("", "expected keys such as"),
+        ("masks: {format: panoptic, classes: [a]}", "expected 'binary', 'multilabel' or 'multiclass'"),
+    ],
+)
+def test_a_mistake_names_file_line_key_and_the_way_out(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        read(tmp_path, text)
+    assert "c.yaml" in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere.yaml: cannot be read"):
+        read_config(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_shipped_configs_are_whole_and_survive_a_round_trip(tmp_path, name):
+    path = shipped_configs()[name]
+    assert 15 <= len(path.read_text().splitlines()) <= 60
+    config = read_config(path)
+    (tmp_path / "again.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    assert read_config(tmp_path / "again.yaml") == config
+    assert set(yaml.safe_load(path.read_text())) == {"masks", "data", "augment", "model", "loss", "train"}

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+import torch
+
+from segkit.data.augment import build_augment
+from segkit.formats.mask_format import MaskFormat
+from segkit.inference.evaluate import evaluate
+from segkit.losses.build import build_loss
+from segkit.models.builder import build_model
+from segkit.models.bundle import load_model
+from segkit.training.fit import fit
+from segkit.training.step import training_loss
+from tests.scenes import FORMATS, write_set
+
+SMALL = {"decoder_channels": [32, 16, 16, 8, 8]}
+
+
+def small_model(format: MaskFormat, seed: int = 0):
+    torch.manual_seed(seed)
+    return build_model("unet", "resnet18", format, weights=None, **SMALL)
+
+
+def run(tmp_path, format, out="run", model=None, train=None, val=None, **options):
+    if train is None:
+        train = write_set(tmp_path / f"{out}-train", format, 6)
+        train.augment = build_augment("light", format, crop=32)
+        val = write_set(tmp_path / f"{out}-val", format, 3)
+    lines: list[str] = []
+    settings = {"epochs": 2, "batch_size": 3, "lr": 3e-3, "workers": 0, "device": "cpu", **options}
+    model = model or small_model(format)
+    result = fit(model, train, val, out=tmp_path / out, tell=lines.append, **settings)
+    return model, train, val, result, lines
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_training_learns_whatever_the_format(tmp_path, kind):
+    format = FORMATS[kind]
+    model, _, val, result, _ = run(tmp_path, format, epochs=8, monitor="pooled_iou")
+    untrained = evaluate(small_model(format), val, workers=0, device="cpu").pooled("iou").mean
+    trained = evaluate(model, val, workers=0, device="cpu").pooled("iou").mean
+    assert trained > max(0.5, untrained + 0.1)
+    assert trained == pytest.approx(result.best, abs=1e-6)
+
+
+def test_a_run_leaves_bundle_metrics_checkpoint_and_environment(tmp_path):
+    model, _, _, result, lines = run(tmp_path, FORMATS["exclusive"])
+    folder = tmp_path / "run"
+    with open(folder / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["0", "1"]
+    assert max(float(row["pooled_iou"]) for row in rows) == pytest.approx(result.best, abs=1e-6)
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    assert json.loads((folder / "environment.json").read_text())["versions"]["torch"]
+    assert len(lines) == 2
+    assert "pooled_iou" in lines[1]
+    bundle = load_model(folder)
+    for name, value in bundle.network.state_dict().items():
+        assert torch.equal(value, model.network.state_dict()[name]), name
+
+
+def test_the_best_epoch_is_kept_not_the_last(tmp_path):
+    # A learning rate that destroys the model at once: the first epoch can only be followed by worse or equal ones.
+    _, _, _, result, _ = run(tmp_path, FORMATS["binary"], epochs=3, lr=1e3, clip_norm=None, warmup=0.0)
+    with open(tmp_path / "run" / "metrics.csv") as file:
+        scores = [float(row["pooled_iou"]) for row in csv.DictReader(file)]
+    assert result.best == pytest.approx(max(scores))
+    assert result.best_epoch == scores.index(max(scores))
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path):
+    format = FORMATS["exclusive"]
+    train, val = write_set(tmp_path / "t", format, 6), write_set(tmp_path / "v", format, 2)
+    train.augment = build_augment("light", format, crop=32)
+    whole, *_ = run(tmp_path, format, "whole", train=train, val=val, epochs=4)
+
+    class Stop(Exception):
+        pass
+
+    from lightning.pytorch.callbacks import Callback
+
+    class Killer(Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 2:
+                raise Stop
+
+    with pytest.raises(Stop):
+        run(tmp_path, format, "cut", train=train, val=val, epochs=4, callbacks=[Killer()])
+    resumed, *_ = run(
+        tmp_path, format, "cut", model=small_model(format, seed=9), train=train, val=val, epochs=4, resume=True
+    )
+    assert (tmp_path / "cut" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name
+
+
+def test_early_stopping_and_accumulation(tmp_path):
+    *_, result, _ = run(tmp_path, FORMATS["binary"], epochs=30, lr=1e-12, patience=2, accumulate=2)
+    assert result.epochs < 30
+
+
+def test_without_validation_the_last_epoch_is_kept(tmp_path):
+    train = write_set(tmp_path / "t", FORMATS["binary"], 4)
+    *_, result, _ = run(tmp_path, FORMATS["binary"], train=train)
+    assert result.best is None
+    assert result.best_epoch == 1
+    assert load_model(tmp_path / "run")
+
+
+def test_bands_of_16_bit_images_get_the_statistics_of_the_data(tmp_path):
+    import numpy as np
+    import tifffile
+
+    format = FORMATS["binary"]
+    data = write_set(tmp_path / "t", format, 4)
+    for path in sorted((tmp_path / "t" / "images").iterdir()):
+        tifffile.imwrite(path.with_suffix(".tif"), np.random.default_rng(0).integers(0, 4000, (40, 56, 5)).astype("u2"))
+        path.unlink()
+    data = type(data)(tmp_path / "t" / "images", tmp_path / "t" / "masks", data.codec)
+    model = build_model("unet", "resnet18", format, weights=None, in_channels=5, **SMALL)
+    run(tmp_path, format, model=model, train=data)
+    assert model.statistics.dtype == "uint16"
+    assert model.statistics.mean[0] == pytest.approx(2000, rel=0.05)
+    assert load_model(tmp_path / "run").statistics == model.statistics
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"monitor": "iou"}, "monitor is 'iou'"),
+        ({"epoch": 3}, "epoch"),
+        ({"resume": True}, "nothing to resume"),
+        ({"schedule": "linear"}, "unknown schedule"),
+    ],
+)
+def test_arguments_that_cannot_work_are_refused(tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, FORMATS["binary"], **options)
+
+
+def test_a_used_run_folder_is_refused(tmp_path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds a run already"):
+        run(tmp_path, FORMATS["binary"])
+
+
+def test_masks_of_another_format_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="give one format"):
+        run(tmp_path, FORMATS["binary"], model=small_model(FORMATS["exclusive"]))
+
+
+def test_stride_padding_is_not_trained_on():
+    """A loss that counts pixels sees those of the image alone, whatever the network was fed."""
+    seen = []
+
+    def loss(logits, target):
+        seen.append((logits.shape, target.shape))
+        return logits.sum() * 0
+
+    training_loss(small_model(FORMATS["exclusive"]), loss, torch.zeros(2, 3, 33, 47), torch.zeros(2, 1, 33, 47))
+    assert seen == [((2, 3, 33, 47), (2, 1, 33, 47))]
+
+
+def test_two_classes_train_alike_as_softmax_and_as_sigmoid(tmp_path):
+    """One step from equivalent weights: the softmax pair moves as the one logit does."""
+    sigmoid, softmax = FORMATS["binary"], FORMATS["binary_softmax"]
+    logit = torch.randn(2, 1, 5, 7, dtype=torch.float64, requires_grad=True)
+    pair = torch.cat([torch.zeros_like(logit), logit.detach()], 1).requires_grad_()
+    target = torch.randint(0, 2, (2, 1, 5, 7), dtype=torch.uint8)
+    target[0, 0, 0, 0] = 255
+    one = build_loss("cross_entropy", sigmoid)(logit, target)
+    two = build_loss("cross_entropy", softmax)(pair, target)
+    one.backward()
+    two.backward()
+    assert one.item() == pytest.approx(two.item(), rel=1e-12)
+    assert torch.allclose(logit.grad, pair.grad[:, 1:], atol=1e-15)
