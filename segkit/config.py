@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+
+from segkit.suggest import closest
 
 Line = dict[tuple[Any, ...], int]
 
@@ -217,9 +218,7 @@ def _explain(error: ValidationError, places: Mapping[tuple[Any, ...], str], sour
         name = ".".join(str(k) for k in key)
         if mistake["type"] == "extra_forbidden":
             known = _known_keys(key[:-1])
-            close = difflib.get_close_matches(str(key[-1]), known, n=1)
-            hint = f"Did you mean `{close[0]}`?" if close else f"Known keys: {', '.join(known)}."
-            lines.append(f"{where}: unknown key `{name}`. {hint}")
+            lines.append(f"{where}: unknown key `{name}`. {closest(key[-1], known)}")
         elif mistake["type"] == "missing":
             lines.append(f"{where}: the key `{name}` is missing.")
         else:

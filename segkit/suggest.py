@@ -12,4 +12,6 @@ def closest(word: object, known: Iterable[object], limit: int = 12) -> str:
     near = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
     if near:
         return f"Did you mean `{near[0]}`?"
-    return f"Known are {', '.join(names[:limit])}{', ...' if len(names) > limit else ''}."
+    if not names:
+        return ""
+    return f"Known are {', '.join(names[:limit])}" + (", ..." if len(names) > limit else ".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import cv2
+import nibabel
 import numpy as np
 
 from segkit.data.datasets import MaskDataset
@@ -62,9 +63,16 @@ def write_set(
     """`root`/images and `root`/masks with `count` scenes."""
     codec = codec or default_codec(format)
     (root / "images").mkdir(parents=True)
-    for number in range(count):
-        image, maps = scene(number, size_hw)
-        cv2.imwrite(str(root / "images" / f"s{number}.png"), image[..., ::-1])
-        codec.write(root / "masks", f"s{number}", planes_of(format, maps))
+    scenes = [scene(number, size_hw) for number in range(count)]
+    volume = root / "images" / "case.nii.gz" if codec.name == "nifti" else None
+    if volume is not None:
+        # One slice per scene, voxels (x, y, z): columns, rows, number of the scene.
+        voxels = np.stack([image.mean(2).T for image, _ in scenes], axis=2).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(voxels, np.diag([0.5, 0.7, 2.0, 1.0])), volume)
+    for number, (image, maps) in enumerate(scenes):
+        stem = f"s{number}" if volume is None else f"case@z{number:03d}"
+        if volume is None:
+            cv2.imwrite(str(root / "images" / f"{stem}.png"), image[..., ::-1])
+        codec.write(root / "masks", stem, planes_of(format, maps), like=volume)
     codec.finish(root / "masks")
     return MaskDataset(root / "images", root / "masks", codec)

@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 
 from segkit.cli import main
+from segkit.config import read_config
+from segkit.experiment import open_part
+from segkit.formats.codec import Codec
+from segkit.formats.codecs import open_codec
 from tests.scenes import FORMATS, write_set
 
 MODEL = "{architecture: unet, encoder: resnet18, weights: none, options: {decoder_channels: [16, 8, 8, 8, 8]}}"
@@ -23,18 +27,22 @@ MASKS = {
 }
 
 
+CODEC_OPTIONS = {"index_png": {"values": {7: "sky", 200: "ground", 3: "disc"}, "ignored_values": [255]}}
+
+
 def segkit(*arguments: object) -> int:
     with pytest.raises(SystemExit) as stop:
         main([str(a) for a in arguments])
     return stop.value.code
 
 
-def write_config(root: Path, kind: str) -> Path:
-    write_set(root / "train", FORMATS[kind], 5)
-    write_set(root / "val", FORMATS[kind], 2)
+def write_config(root: Path, kind: str, codec: Codec | None = None) -> Path:
+    write_set(root / "train", FORMATS[kind], 5, codec=codec)
+    write_set(root / "val", FORMATS[kind], 2, codec=codec)
     path = root / "config.yaml"
+    named = "" if codec is None else f", codec: {json.dumps(codec.to_spec())}"
     path.write_text(
-        f"masks: {MASKS[kind]}\n"
+        f"masks: {MASKS[kind][:-1]}{named}}}\n"
         f"data: {{root: {root}, train: {{images: train/images, masks: train/masks}}, "
         "val: {images: val/images, masks: val/masks}, crop: 32}\n"
         f"model: {MODEL}\n"
@@ -66,6 +74,23 @@ def test_train_predict_and_score_the_predictions_for_every_format(tmp_path, kind
     # a folder of predictions is itself a data set
     again = ("train", config, f"data.train={{images: {tmp_path / 'val' / 'images'}, masks: {out}}}")
     assert segkit(*again, "--out", tmp_path / "second") == 0
+
+
+@pytest.mark.parametrize("name", ["index_png", "palette_png", "color_png", "file_per_class", "nifti"])
+def test_predictions_are_masks_again_in_every_codec(tmp_path, name):
+    codec = open_codec({"name": name, **CODEC_OPTIONS.get(name, {})}, FORMATS["exclusive"])
+    config = write_config(tmp_path, "exclusive", codec)
+    assert segkit("train", config, "--out", tmp_path / "run") == 0
+    out = tmp_path / "predictions"
+    assert segkit("predict", tmp_path / "run", tmp_path / "val" / "images", "--out", out, "--overlay") == 0
+    scoring = ("--predictions", out, "--masks", tmp_path / "val" / "masks", "--config", config)
+    assert segkit("evaluate", *scoring, "--json", tmp_path / "a.json") == 0
+    stored = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert json.loads((tmp_path / "a.json").read_text())["pooled"] == stored["pooled"]
+    again = ("train", config, f"data.train={{images: {tmp_path / 'val' / 'images'}, masks: {out}}}")
+    assert segkit(*again, "--out", tmp_path / "second") == 0
+    images = read_config(config, [again[2]])
+    assert len(open_part(images, "train", codec)) == 2
 
 
 def test_a_run_folder_holds_what_the_design_says(trained):

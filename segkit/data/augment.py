@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from segkit.data.images import resize_image, resize_planes
 from segkit.data.sample import Sample
 from segkit.data.transform_list import Pipeline, entry_name
 from segkit.formats.mask_format import MaskFormat
+from segkit.suggest import closest
 
 
 @dataclass(frozen=True)
@@ -162,10 +162,9 @@ def build_augment(
     if spec is None:
         spec = "none"
     if isinstance(spec, str) and spec not in PRESETS:
-        close = difflib.get_close_matches(spec, PRESETS, n=1)
         raise ValueError(
-            f"augment is {spec!r}: expected one of {', '.join(PRESETS)}, or a list of albumentations transforms."
-            + (f" Did you mean {close[0]!r}?" if close else "")
+            f"augment is {spec!r}: expected the name of a preset, or a list of albumentations transforms. "
+            f"{closest(spec, PRESETS)}"
         )
     if not isinstance(spec, str) and not isinstance(spec, Sequence):
         raise ValueError(f"augment is {spec!r}: expected the name of a preset, or a list of transforms.")

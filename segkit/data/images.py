@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from segkit.formats.nifti_slices import (
     volume_slice,
 )
 from segkit.ops.sizes import fit_size as fit_size
+from segkit.suggest import closest
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".jp2", ".pgm", ".ppm")
 # 32768 x 32768 RGB pixels are 3 GiB; OpenCV refuses more as well.
@@ -222,5 +222,4 @@ def _nearest_folder(root: Path) -> str:
     if not parent.is_dir():
         return f"{parent} does not exist either."
     names = [p.name for p in parent.iterdir() if p.is_dir()]
-    close = difflib.get_close_matches(root.name, names, n=1)
-    return f"Did you mean {parent / close[0]}?" if close else f"{parent} holds the folders {sorted(names)[:10]}."
+    return closest(parent / root.name, [parent / name for name in sorted(names)])

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from segkit.data.embedded import write_mni152, write_scene
 from segkit.data.splits import read_stem_list
+from segkit.suggest import closest
 
 _KEYS = ("images", "masks", "list")
 
@@ -44,7 +44,7 @@ def open_layout(layout: str, root: str | Path, name: str, part: Mapping[str, Any
             cannot be read.
     """
     if layout not in LAYOUTS:
-        raise ValueError(f"data.layout is {layout!r}: expected one of {', '.join(LAYOUTS)}{_closest(layout, LAYOUTS)}.")
+        raise ValueError(f"data.layout is {layout!r}, which is not known. {closest(layout, LAYOUTS)}")
     return LAYOUTS[layout](Path(root), name, part)
 
 
@@ -52,7 +52,7 @@ def folders(root: Path, name: str, part: Mapping[str, Any]) -> Part:
     """`{images: DIR, masks: DIR}` below `root`, optionally with `list: FILE`, one stem per line."""
     unknown = [key for key in part if key not in _KEYS]
     if unknown:
-        raise ValueError(f"data.{name} has no key {unknown[0]!r}{_closest(unknown[0], _KEYS)}.")
+        raise ValueError(f"data.{name} has no key {unknown[0]!r}. {closest(unknown[0], _KEYS)}")
     for key in ("images", "masks"):
         if not isinstance(part.get(key), (str, Path)):
             raise ValueError(f"data.{name} is {dict(part)}: expected {{images: FOLDER, masks: FOLDER}}.")
@@ -79,8 +79,3 @@ LAYOUTS: dict[str, Layout] = {
     "scene": generated(write_scene),
     "mni152": generated(write_mni152),
 }
-
-
-def _closest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(word), list(known), n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""

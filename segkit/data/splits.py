@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from segkit.formats.nifti_slices import parse_slice_stem
+from segkit.suggest import closest
 
 
 def split_stems(
@@ -102,14 +102,8 @@ def match_stems(names: Iterable[str], known: Iterable[str], where: str | Path) -
         else:
             found += hit
     if lost:
-        close = difflib.get_close_matches(lost[0], list(slices or stems), n=3)
-        hint = (
-            f"Close to {lost[0]!r}: {', '.join(close)}."
-            if close
-            else f"Samples are named such as {next(iter(stems), '')!r}."
-        )
         shown = ", ".join(lost[:5]) + (f", ... ({len(lost)} in all)" if len(lost) > 5 else "")
-        raise ValueError(f"{where}: no samples {shown}. {hint}")
+        raise ValueError(f"{where}: no samples {shown}. {closest(lost[0], list(slices or stems)[:10_000], limit=3)}")
     return list(dict.fromkeys(found))
 
 

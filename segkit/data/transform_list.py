@@ -12,7 +12,6 @@ Three rules hold for every transform:
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 import random
@@ -21,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from segkit.suggest import closest
 
 _GROUPS = {"OneOf", "OneOrOther", "RandomOrder", "Sequential", "SomeOf"}
 _STATISTICS = "the model keeps the statistics of its pixels itself"
@@ -124,10 +125,7 @@ def _build(albumentations: Any, entry: Any, dtype: np.dtype) -> Any:
     known = [p for p in inspect.signature(kind).parameters if p not in ("strict", "first", "second")]
     for argument in options:
         if argument not in known:
-            raise ValueError(
-                f"augment: {name} has no argument {argument!r} (known: {', '.join(known)})."
-                + _closest_text(str(argument), known)
-            )
+            raise ValueError(f"augment: {name} has no argument {argument!r}. {closest(argument, known)}")
     if name in _GROUPS:
         inner = options.get("transforms")
         if not isinstance(inner, Sequence) or isinstance(inner, str) or not inner:
@@ -149,8 +147,8 @@ def _look_up(albumentations: Any, name: str) -> Any:
     }
     if name not in kinds:
         raise ValueError(
-            f"augment: albumentations {albumentations.__version__} has no transform {name!r} for images."
-            + _closest_text(name, kinds)
+            f"augment: albumentations {albumentations.__version__} has no transform {name!r} for images. "
+            f"{closest(name, kinds)}"
         )
     return kinds[name]
 
@@ -196,8 +194,3 @@ def _albumentations() -> Any:
     import albumentations
 
     return albumentations
-
-
-def _closest_text(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""

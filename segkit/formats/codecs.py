@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from segkit.formats.codec import Codec
@@ -12,6 +11,7 @@ from segkit.formats.file_per_class import FilePerClass
 from segkit.formats.mask_format import MaskFormat
 from segkit.formats.nifti_codec import NiftiSlices
 from segkit.formats.png_codecs import ColorPng, IndexPng, PalettePng
+from segkit.suggest import closest
 
 CODECS: dict[str, type[Codec]] = {
     "index_png": IndexPng,
@@ -43,17 +43,10 @@ def open_codec(spec: str | Mapping[str, Any] | Codec, format: MaskFormat) -> Cod
     options = {str(key): value for key, value in spec.items() if key != "name" and value is not None}
     name = spec["name"]
     if name not in CODECS:
-        raise ValueError(f"no codec is named {name!r}{_closest(name, CODECS)}. Codecs: {', '.join(CODECS)}.")
+        raise ValueError(f"no codec is named {name!r}. {closest(name, CODECS)}")
     make = CODECS[name]
     known = [p for p in inspect.signature(make).parameters if p != "format"]
     for option in options:
         if option not in known:
-            raise ValueError(
-                f"codec {name} has no option {option!r}{_closest(option, known)}. Options: {', '.join(known)}."
-            )
+            raise ValueError(f"codec {name} has no option {option!r}. {closest(option, known)}")
     return make(format, **options)
-
-
-def _closest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""

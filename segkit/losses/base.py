@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -59,13 +58,6 @@ def admit(logits: Tensor, target: Tensor, format: MaskFormat) -> Tensor:
             f"{format.ignore_index} where ignored. Convert with `target.to({format.torch_dtype})`."
         )
     return logits.masked_fill(~format.valid(target), 0.0)
-
-
-def nearest(name: object, known: Iterable[str]) -> str:
-    """End of an error about an unknown name: the closest known one, or all of them."""
-    known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.6)
-    return f"Did you mean `{close[0]}`?" if close else f"Known are {_some(known)}."
 
 
 def check_number(name: str, value: Any, below: float = math.inf) -> float:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from segkit.formats.mask_format import MaskFormat
-from segkit.losses.base import SegmentationLoss, admit, nearest
+from segkit.losses.base import SegmentationLoss, admit
 from segkit.losses.pixel import CrossEntropy, Focal
 from segkit.losses.region import Dice, Jaccard, Lovasz, Tversky
+from segkit.suggest import closest
 
 LOSSES: dict[str, type[SegmentationLoss]] = {
     "cross_entropy": CrossEntropy,
@@ -44,7 +45,7 @@ def build_loss(spec: str | Mapping[str, Any], format: MaskFormat) -> LossMixture
     losses, weights = {}, {}
     for name, value in spec.items():
         if name not in LOSSES:
-            raise ValueError(f"loss {name!r} is not known. {nearest(name, LOSSES)}")
+            raise ValueError(f"loss {name!r} is not known. {closest(name, LOSSES)}")
         options = dict(value) if isinstance(value, Mapping) else {"weight": value}
         weights[name] = _check_weight(name, options.pop("weight", 1.0))
         losses[name] = _make(name, format, options)
@@ -84,7 +85,7 @@ def _make(name: str, format: MaskFormat, options: dict[str, Any]) -> Segmentatio
     known = [p for p in inspect.signature(LOSSES[name]).parameters if p != "format"]
     for option in options:
         if option not in known:
-            raise ValueError(f"loss {name} has no option {option!r}. {nearest(option, ['weight', *known])}")
+            raise ValueError(f"loss {name} has no option {option!r}. {closest(option, ['weight', *known])}")
     return LOSSES[name](format, **options)
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from segkit.formats.mask_format import MaskFormat
-from segkit.losses.base import SegmentationLoss, check_number, nearest
+from segkit.losses.base import SegmentationLoss, check_number
+from segkit.suggest import closest
 
 
 class CrossEntropy(SegmentationLoss):
@@ -78,7 +79,7 @@ def parse_class_weights(class_weights: Any, format: MaskFormat) -> Tensor | None
         given = {str(name): weight for name, weight in class_weights.items()}
         for name in given:
             if name not in format.names:
-                raise ValueError(f"class_weights names {name!r}, which is no class. {nearest(name, format.names)}")
+                raise ValueError(f"class_weights names {name!r}, which is no class. {closest(name, format.names)}")
         class_weights = [given.get(name, 1.0) for name in format.names]
     if isinstance(class_weights, str) or not isinstance(class_weights, Iterable):
         raise ValueError(f"class_weights is {class_weights!r}: expected a list of numbers or {{class name: weight}}.")

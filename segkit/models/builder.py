@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -195,9 +194,8 @@ def _check_encoder(encoder: str) -> None:
         known = get_encoder_names()
         if encoder in known:
             return
-    close = difflib.get_close_matches(encoder, known, n=3, cutoff=0.5)
     raise ValueError(
-        f"unknown encoder {encoder!r}; closest: {', '.join(close) or 'none'}. "
+        f"unknown encoder {encoder!r}. {closest(encoder, known)} "
         "Encoders of timm are written tu-NAME; all others are listed by segmentation-models-pytorch."
     )
 

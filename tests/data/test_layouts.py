@@ -19,8 +19,8 @@ def test_a_list_gives_stems(tmp_path):
 @pytest.mark.parametrize(
     ("layout", "part", "message"),
     [
-        ("folder", {"images": "i", "masks": "m"}, r"'folder': expected one of folders.*did you mean 'folders'"),
-        ("folders", {"images": "i", "mask": "m"}, r"data\.val has no key 'mask' \(did you mean 'masks'"),
+        ("folder", {"images": "i", "masks": "m"}, r"'folder', which is not known. Did you mean `folders`"),
+        ("folders", {"images": "i", "mask": "m"}, r"data\.val has no key 'mask'. Did you mean `masks`"),
         ("folders", {"images": "i"}, r"data\.val is .*expected \{images: FOLDER, masks: FOLDER\}"),
     ],
 )

@@ -88,7 +88,7 @@ def test_names_match_stems_files_and_volumes():
         "v@z001",
         "in/w@z000",
     ]
-    with pytest.raises(ValueError, match=r"list: no samples Image_01, q\. Close to 'Image_01': image_01"):
+    with pytest.raises(ValueError, match=r"list: no samples Image_01, q\. Did you mean `image_01`"):
         match_stems(["Image_01", "q"], ["image_01", "image_02"], "list")
 
 

@@ -187,9 +187,9 @@ def test_a_missing_root_or_mask_is_named(codec_name, tmp_path):
 
 
 def test_unknown_codecs_and_options_name_the_closest():
-    with pytest.raises(ValueError, match=r"'index_pgn' \(did you mean 'index_png'\?\).*palette_png.*nifti"):
+    with pytest.raises(ValueError, match=r"'index_pgn'. Did you mean `index_png`"):
         open_codec("index_pgn", BINARY)
-    with pytest.raises(ValueError, match=r"no option 'value' \(did you mean 'values'\?\)"):
+    with pytest.raises(ValueError, match=r"no option 'value'. Did you mean `values`"):
         open_codec({"name": "index_png", "value": {255: "nucleus"}}, BINARY)
     with pytest.raises(ValueError, match="no option 'format'"):
         open_codec({"name": "index_png", "format": "binary"}, BINARY)

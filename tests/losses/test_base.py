@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from segkit.formats.mask_format import MaskFormat
-from segkit.losses.base import admit, check_number, nearest
+from segkit.losses.base import admit, check_number
 from segkit.losses.build import LOSSES
 
 WILD = (math.inf, -math.inf, math.nan, 1e30)
@@ -163,11 +163,6 @@ def test_integers_as_logits_are_refused(format):
     shape = (2, format.num_planes, 5, 7)
     with pytest.raises(ValueError, match="expected floats"):
         admit(torch.zeros((2, format.num_classes, 5, 7), dtype=torch.int64), torch.zeros(shape), format)
-
-
-def test_nearest_names_one_or_all():
-    assert nearest("dicee", ["dice", "focal"]) == "Did you mean `dice`?"
-    assert nearest("zzz", ["dice", "focal"]) == "Known are dice, focal."
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.0, math.nan, "0.5", True, None])

@@ -65,7 +65,7 @@ def test_a_mixture_keeps_ignored_pixels_out(format, make_pair):
     ("spec", "message"),
     [
         ("cross_entropi", "loss 'cross_entropi' is not known. Did you mean `cross_entropy`?"),
-        ({"dice": 1, "bce": 1}, "Known are cross_entropy, focal, dice, jaccard, tversky, lovasz."),
+        ({"dice": 1, "hausdorff": 1}, "Known are cross_entropy, focal, dice, jaccard, tversky, lovasz."),
         ({"focal": {"gama": 2}}, "loss focal has no option 'gama'. Did you mean `gamma`?"),
         # What mmseg's shipped configs do: the activation comes from the format and nowhere else.
         ({"dice": {"activation": "sigmoid"}}, "loss dice has no option 'activation'"),
