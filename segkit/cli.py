@@ -50,7 +50,7 @@ def train(
     if (config is None) == (resume is None):
         raise ValueError("give a config to train, or --resume RUN to go on with a run; not both.")
     if resume is not None:
-        scores = resume_experiment(resume, tell=typer.echo, progress=_progress)
+        scores = resume_experiment(resume, tell=print, progress=_progress)
         if scores is None:
             typer.echo(f"{resume}: this run is finished; its scores are in {resume / 'scores.json'}.")
             return
@@ -61,7 +61,7 @@ def train(
         run = out if out is not None else _free_run(path.stem)
         typer.echo(f"run folder: {run}")
         experiment = read_config(path, overrides or [])
-        scores = train_experiment(experiment, run, tell=typer.echo, progress=_progress)
+        scores = train_experiment(experiment, run, tell=print, progress=_progress)
     _show_scores(scores, json, run=str(run))
 
 
@@ -152,15 +152,16 @@ def init(
 
 @app.command(epilog="Example: segkit demo --out runs/demo")
 def demo(
-    out: Annotated[Path, typer.Option(help="Run folder to write.")] = Path("runs/demo"),
+    out: Annotated[Path | None, typer.Option(help="Run folder to write; default runs/demo.")] = None,
     data: Annotated[Path, typer.Option(help="Where the slices are written.")] = Path("data/mni152"),
     json: JsonOption = None,
 ) -> None:
     """The main job on real MRI that comes with the install: train, score, predict."""
     from segkit.demo import run_demo
 
-    scores = run_demo(out, data, tell=typer.echo, progress=_progress)
-    _show_scores(scores, json, run=str(out))
+    run = out if out is not None else _free_run("demo")
+    scores = run_demo(run, data, tell=print, progress=_progress)
+    _show_scores(scores, json, run=str(run))
 
 
 @app.command(epilog="Example: segkit env --json env.json")

@@ -91,6 +91,9 @@ def build(config: Experiment, codec: Codec, parts: Parts) -> Segmenter:
     """The model of a config; without `model.in_channels`, bands are those of the first training image."""
     from segkit.models.builder import build_model
 
+    import torch
+
+    torch.manual_seed(config.train.seed)  # of the weights that start at random
     given = config.model
     bands = given.in_channels or parts.train.read(0).image.shape[2]
     return build_model(

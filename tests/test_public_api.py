@@ -86,6 +86,26 @@ def test_imports_run_one_way(path):
         assert file.is_file(), f"{module} is imported through a package, not from its module"
 
 
+def test_no_imports_run_in_circles():
+    """Imports inside functions count too: a late import hides a circle, it does not open it."""
+    graph = {
+        ".".join(("segkit", *path.relative_to(PACKAGE).with_suffix("").parts)): imported_modules(path)
+        for path in modules()
+        if path.name != "__init__.py"
+    }
+    done: set[str] = set()
+
+    def visit(module: str, way: tuple[str, ...]) -> None:
+        assert module not in way, " -> ".join((*way, module))
+        if module not in done:
+            for below in graph.get(module, ()):
+                visit(below, (*way, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
 def test_no_module_asks_for_the_kind_of_mask_outside_formats():
     kinds = ("ExclusiveMask", "OneVsRestMask", "OverlappingMasks")
     for path in modules():

@@ -12,7 +12,9 @@ from typing import Any
 from torch import nn
 
 from segkit.formats.mask_format import MaskFormat
-from segkit.models.segmenter import PixelStatistics, Recipe, Segmenter
+from segkit.models.bundle_files import WEIGHTS, find_bundle, read_description
+from segkit.models.segmenter import Recipe, Segmenter
+from segkit.models.statistics import PixelStatistics
 from segkit.models.weights import (
     PACKAGED_ENCODERS,
     PACKAGED_MEAN,
@@ -204,7 +206,18 @@ def _is_download_failure(error: BaseException | None) -> bool:
     """True if the error, or one that caused it, comes from the network or the hub's client."""
     while error is not None:
         origin = type(error).__module__.split(".")[0]
-        if origin in ("huggingface_hub", "requests", "urllib3", "urllib", "httpx", "httpcore", "socket", "ssl"):
+        if origin in (
+            "huggingface_hub",
+            "requests",
+            "urllib3",
+            "urllib",
+            "httpx",
+            "httpx2",
+            "httpcore",
+            "httpcore2",
+            "socket",
+            "ssl",
+        ):
             return True
         if isinstance(error, (ConnectionError, TimeoutError)):
             return True
@@ -249,15 +262,13 @@ def _stride_of(network: nn.Module) -> int:
 
 
 def _load_from_path(model: Segmenter, path: Path) -> None:
-    from segkit.models.bundle import find_bundle, read_description
-
     if not path.exists():
         raise ValueError(f"weights {str(path)!r}: no such file or folder (other words: imagenet, packaged, none).")
     keep_head = False
     if path.is_dir():
         path = find_bundle(path)
         keep_head = MaskFormat.from_dict(read_description(path)["format"]).names == model.format.names
-        path = path / "model.safetensors"
+        path = path / WEIGHTS
     load_matching(model.network, read_state(path), str(path), keep_head)
 
 

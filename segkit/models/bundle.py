@@ -12,21 +12,19 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from segkit._version import __version__
 from segkit.formats.codec import Codec
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from segkit.models.builder import build_model
-from segkit.models.segmenter import PixelStatistics, Segmenter
-
-WEIGHTS, DESCRIPTION = "model.safetensors", "segkit.json"
+from segkit.models.bundle_files import DESCRIPTION, WEIGHTS, find_bundle, installed_versions, read_description
+from segkit.models.segmenter import Segmenter
+from segkit.models.statistics import PixelStatistics
 
 
 def save_bundle(model: Segmenter, folder: str | Path, codec: Codec | None = None, **notes: Any) -> Path:
@@ -107,37 +105,6 @@ def load_codec(path: str | Path, format: MaskFormat | None = None) -> Codec | No
     if described["codec"] is None:
         return None
     return open_codec(described["codec"], format or MaskFormat.from_dict(described["format"]))
-
-
-def find_bundle(path: Path) -> Path:
-    """The bundle itself, given a bundle or a run folder that holds one."""
-    for folder in (path, path / "model"):
-        if (folder / DESCRIPTION).is_file():
-            return folder
-    found = "no such folder" if not path.exists() else f"holds neither {DESCRIPTION} nor model/{DESCRIPTION}"
-    raise ValueError(f"{path}: {found}; expected a run folder or a bundle that segkit wrote.")
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """What `segkit.json` says."""
-    try:
-        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder / DESCRIPTION}: cannot be read as JSON: {error}") from error
-    if not isinstance(described, dict) or "format" not in described:
-        raise ValueError(f"{folder / DESCRIPTION}: expected an object with the keys of a bundle.")
-    return described
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of segkit and of what decides its results."""
-    versions = {"segkit": __version__}
-    for package in ("torch", "segmentation-models-pytorch", "timm", "lightning", "albumentations", "numpy"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def _describe(model: Segmenter, codec: Codec | None, notes: dict[str, Any]) -> dict[str, Any]:

@@ -12,37 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.formats.mask_format import MaskFormat
+from segkit.models.statistics import PixelStatistics, pixel_statistics
 from segkit.ops.sizes import Resize, fit_size
 
 log = logging.getLogger("segkit")
 
 _FULL_RANGE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 _DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
-
-
-@dataclass(frozen=True)
-class PixelStatistics:
-    """Mean and standard deviation of each band, in stored units (0..255 for 8-bit images).
-
-    Attributes:
-        mean: (B,) values.
-        std: (B,) values, all positive.
-        dtype: of the images they describe: uint8, uint16 or float32.
-        source: `encoder` (what the pretrained encoder was trained with), `data` (fitted), or `default`.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    dtype: str = "uint8"
-    source: str = "default"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(float(m) for m in self.mean))
-        object.__setattr__(self, "std", tuple(float(s) for s in self.std))
-        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
-            raise ValueError(f"pixel statistics need as many positive std as means, got {self.mean} and {self.std}.")
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"pixel statistics for {self.dtype} images: expected one of {sorted(_DTYPES)}.")
 
 
 @dataclass(frozen=True)
@@ -189,8 +165,6 @@ class Segmenter(nn.Module):
         Args:
             images: called without arguments, gives (H, W, B) arrays as stored.
         """
-        from segkit.models.statistics import pixel_statistics
-
         arrays = iter(images())
         first = next(arrays)
         if self.statistics.source == "encoder" and first.dtype == "uint8":

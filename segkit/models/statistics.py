@@ -3,10 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
-from segkit.models.segmenter import PixelStatistics
+IMAGE_DTYPES = ("uint8", "uint16", "float32")
+
+
+@dataclass(frozen=True)
+class PixelStatistics:
+    """Mean and standard deviation of each band, in stored units (0..255 for 8-bit images).
+
+    Attributes:
+        mean: (B,) values.
+        std: (B,) values, all positive.
+        dtype: of the images they describe: uint8, uint16 or float32.
+        source: `encoder` (what the pretrained encoder was trained with), `data` (fitted), or `default`.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    dtype: str = "uint8"
+    source: str = "default"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", tuple(float(m) for m in self.mean))
+        object.__setattr__(self, "std", tuple(float(s) for s in self.std))
+        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+            raise ValueError(f"pixel statistics need as many positive std as means, got {self.mean} and {self.std}.")
+        if self.dtype not in IMAGE_DTYPES:
+            raise ValueError(f"pixel statistics for {self.dtype} images: expected one of {', '.join(IMAGE_DTYPES)}.")
 
 
 def pixel_statistics(images: Iterable[np.ndarray]) -> PixelStatistics:

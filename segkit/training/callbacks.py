@@ -74,9 +74,8 @@ class MetricsFile(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        values = {k: float(v) for k, v in trainer.callback_metrics.items() if not k.endswith("_step")}
-        row["loss"] = values.pop("loss_epoch", values.pop("loss", math.nan))
-        values.pop("loss", None)
+        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k != "loss"}
+        row["train_loss"] = values.pop("train_loss")
         row.update(sorted(values.items()))
         row["lr"] = trainer.optimizers[0].param_groups[-1]["lr"]
         self.rows.append(row)
@@ -115,7 +114,7 @@ class EpochLines(Callback):
         if not trainer.is_global_zero:
             return
         metrics = trainer.callback_metrics
-        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"loss {float(metrics['loss_epoch']):.4f}"]
+        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"loss {float(metrics['train_loss']):.4f}"]
         monitor = self.best.monitor
         if monitor is not None and monitor in metrics:
             parts.append(f"{monitor} {float(metrics[monitor]):.4f}")
@@ -125,6 +124,11 @@ class EpochLines(Callback):
         self.tell("  ".join(parts))
 
 
-def progress_bar() -> Callback:
+class EpochBar(RichProgressBar):
     """A bar for each epoch with the loss and the monitored score; it leaves no trace behind."""
-    return RichProgressBar(leave=False)
+
+    def __init__(self) -> None:
+        super().__init__(leave=False)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"epoch {current_epoch + 1}/{self.trainer.max_epochs}"  # Lightning counts from 0

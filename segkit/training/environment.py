@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from segkit.models.bundle import installed_versions
+from segkit.models.bundle_files import installed_versions
 
 
 def describe_environment() -> dict[str, Any]:

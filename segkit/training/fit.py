@@ -24,7 +24,7 @@ from segkit.losses.build import build_loss
 from segkit.metrics.scores import Scores
 from segkit.models.bundle import load_weights
 from segkit.models.segmenter import Segmenter
-from segkit.training.callbacks import BestBundle, EpochLines, MetricsFile, lower_is_better, progress_bar
+from segkit.training.callbacks import BestBundle, EpochBar, EpochLines, MetricsFile, lower_is_better
 from segkit.training.environment import describe_environment
 from segkit.training.module import MONITORS, Schedule, SegmentationModule
 
@@ -118,7 +118,7 @@ def fit(
         extra.append(EarlyStopping(monitor, patience=patience, mode="min" if lower_is_better(monitor) else "max"))
     show = sys.stderr.isatty() if progress is None else progress
     if show:
-        extra.append(progress_bar())
+        extra.append(EpochBar())
     with _quiet_lightning():
         trainer = L.Trainer(
             accelerator={"cuda": "gpu"}.get(device, device),
@@ -144,6 +144,8 @@ def fit(
         trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    # Only the first process wrote the bundle; the others read it when it is whole.
+    trainer.strategy.barrier()
     load_weights(model, out / "model")
     model.eval()
     return FitResult(out, best.best, best.best_epoch, trainer.current_epoch, module.scores)

@@ -15,7 +15,8 @@ from segkit.data.loaders import eval_loader, train_loader
 from segkit.data.sample import Batch
 from segkit.metrics.counts import PixelCounts
 from segkit.metrics.scores import Scores
-from segkit.models.segmenter import PixelStatistics, Segmenter
+from segkit.models.segmenter import Segmenter
+from segkit.models.statistics import PixelStatistics
 from segkit.training.optimizer import build_optimizer, build_schedule
 from segkit.training.step import training_loss
 
@@ -54,8 +55,8 @@ class Schedule:
 class SegmentationModule(L.LightningModule):
     """Trains a `Segmenter` and scores it on validation images.
 
-    Logs `loss` (training), and per epoch `val_loss` and the scores of `MONITORS`; the one called `shown` stands
-    in the progress bar.
+    Logs `loss` per step, and per epoch `train_loss` (its mean), `val_loss` and the scores of `MONITORS`; the one
+    called `shown` stands in the progress bar.
     """
 
     def __init__(
@@ -113,7 +114,8 @@ class SegmentationModule(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = training_loss(self.model, self.loss, batch.images, batch.target)
-        self.log("loss", loss.detach(), prog_bar=True, on_step=True, on_epoch=True, batch_size=len(batch.stems))
+        self.log("loss", loss.detach(), prog_bar=True)
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch))
         return loss
 
     def configure_optimizers(self) -> Any:

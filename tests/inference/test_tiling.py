@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from segkit.formats.mask_format import MaskFormat
 from segkit.inference import tiling
 from segkit.inference.tiling import blend_windows, image_logits, window_starts
-from segkit.models.segmenter import PixelStatistics, Recipe, Segmenter
+from segkit.models.segmenter import Recipe, Segmenter
+from segkit.models.statistics import PixelStatistics
 
 
 class Pointwise(nn.Module):

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from segkit.formats.mask_format import MaskFormat
-from segkit.models.segmenter import PixelStatistics, Recipe, Segmenter, pad_to_stride
+from segkit.models.segmenter import Recipe, Segmenter, pad_to_stride
+from segkit.models.statistics import PixelStatistics
 from segkit.ops.sizes import fit_size
 
 FORMAT = MaskFormat.multilabel(["a", "b"])
