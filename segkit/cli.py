@@ -44,7 +44,7 @@ def train(
 ) -> None:
     """Train a model: a run folder with the best epoch, scores and pictures."""
     from segkit.config import read_config
-    from segkit.experiment import resume_experiment, train_experiment
+    from segkit.experiment import is_main_process, resume_experiment, train_experiment
     from segkit.shipped import find_config
 
     if (config is None) == (resume is None):
@@ -59,7 +59,8 @@ def train(
         assert config is not None
         path = find_config(config)
         run = out if out is not None else _free_run(path.stem)
-        typer.echo(f"run folder: {run}")
+        if is_main_process():
+            typer.echo(f"run folder: {run}")
         experiment = read_config(path, overrides or [])
         scores = train_experiment(experiment, run, tell=print, progress=_progress)
     _show_scores(scores, json, run=str(run))
@@ -219,9 +220,11 @@ def _free_run(name: str) -> Path:
 def _show_scores(scores: Any, json: Path | None, **facts: Any) -> None:
     from rich.console import Console
 
-    from segkit.experiment import write_json
+    from segkit.experiment import is_main_process, write_json
     from segkit.metrics.report import score_table
 
+    if not is_main_process():
+        return
     Console().print(score_table(scores))
     if json is not None:
         write_json(json, {**scores.to_dict(), **{k: v for k, v in facts.items() if v is not None}})

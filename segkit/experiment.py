@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +90,9 @@ def open_parts(config: Experiment, codec: Codec, gray: bool = False) -> Parts:
 
 def build(config: Experiment, codec: Codec, parts: Parts) -> Segmenter:
     """The model of a config; without `model.in_channels`, bands are those of the first training image."""
-    from segkit.models.builder import build_model
-
     import torch
+
+    from segkit.models.builder import build_model
 
     torch.manual_seed(config.train.seed)  # of the weights that start at random
     given = config.model
@@ -126,13 +127,16 @@ def train_experiment(
     codec = open_masks(config.masks)
     loss = build_loss(config.loss, codec.format)
     gray = config.model.in_channels == 1
+    if not is_main_process():
+        tell, counted = (lambda line: None), silent_progress
     parts = open_parts(config, codec, gray)
     _tell_parts(parts, tell)
-    if not resume:
+    if not resume and is_main_process():
         verify(parts, counted)
     model = build(config, codec, parts)
     out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    if is_main_process():
+        (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     settings = config.train.model_dump()
     result = fit(model, parts.train, parts.val, out=out, loss=loss, resume=resume, tell=tell, **settings)
     if result.best is not None and result.best_epoch is not None:
@@ -142,9 +146,15 @@ def train_experiment(
     data.resize = None
     with counted(f"scoring {split}") as update:
         scores = evaluate(model, data, device=config.train.device, workers=config.train.workers, progress=update)
-    write_json(out / "scores.json", {**scores.to_dict(), "split": split})
-    draw_pictures(model, data, out / "pictures", config.train.device)
+    if is_main_process():
+        write_json(out / "scores.json", {**scores.to_dict(), "split": split})
+        draw_pictures(model, data, out / "pictures", config.train.device)
     return scores
+
+
+def is_main_process() -> bool:
+    """True in the process that writes and tells; launchers number the others in the environment."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
 
 
 def resume_experiment(run: Path, *, tell: Callable[[str], None] = print, progress: Any = None) -> Scores | None:

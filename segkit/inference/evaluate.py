@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from segkit.data.datasets import MaskDataset
@@ -34,6 +35,8 @@ def evaluate(
 ) -> Scores:
     """Scores of `model` on every sample of `data`, counted at the stored size.
 
+    Where torch.distributed runs, each process takes a share of the images, and all get the scores of the whole.
+
     Args:
         device: auto, cpu, cuda or mps.
         batch_size: images of one size that are computed together.
@@ -46,7 +49,8 @@ def evaluate(
     model = model.to(place).eval()
     counts = PixelCounts(model.format).to(place)
     done = 0
-    for parts in eval_loader(data, batch_size, workers=workers):
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    for parts in eval_loader(data, batch_size, workers=workers, rank=rank, world_size=world_size):
         for part in parts:
             batch = part.to(place)
             with autocast(place):
