@@ -27,6 +27,8 @@ app = typer.Typer(
 # Older typer stands on click, newer carries its own copy: the base of all usage errors either way.
 _UsageError: type[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
+_RUN_VARIABLE = "SEGKIT_RUN"
+
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
 TileOption = Annotated[int | None, typer.Option(help="Side of the windows; by default only above 4 megapixels.")]
@@ -45,14 +47,19 @@ def train(
     """Train a model: a run folder with the best epoch, scores and pictures."""
     from segkit.config import read_config
     from segkit.experiment import is_main_process, resume_experiment, train_experiment
+    from segkit.formats.files import write_whole
     from segkit.shipped import find_config
 
     if (config is None) == (resume is None):
         raise ValueError("give a config to train, or --resume RUN to go on with a run; not both.")
     if resume is not None:
+        if out is not None:
+            raise ValueError("--resume RUN goes on in RUN: leave --out away.")
         scores = resume_experiment(resume, tell=print, progress=_progress)
         if scores is None:
             typer.echo(f"{resume}: this run is finished; its scores are in {resume / 'scores.json'}.")
+            if json is not None:
+                write_whole(json, (resume / "scores.json").read_bytes())
             return
         run = resume
     else:
@@ -63,7 +70,9 @@ def train(
             typer.echo(f"run folder: {run}")
         experiment = read_config(path, overrides or [])
         scores = train_experiment(experiment, run, tell=print, progress=_progress)
-    _show_scores(scores, json, run=str(run))
+    _show_scores(scores)
+    if json is not None and is_main_process():
+        write_whole(json, (run / "scores.json").read_bytes())
 
 
 @app.command(epilog="Example: segkit evaluate runs/camvid --config configs/camvid_multiclass_fpn.yaml --split test")
@@ -92,14 +101,14 @@ def evaluate(
         codec = open_masks(read_config(find_config(config), overrides or []).masks)
         with _progress("scoring masks") as update:
             scores = evaluate_predictions(predictions, masks, codec, progress=update)
-        _show_scores(scores, json)
+        _show_scores(scores, json, split)
         return
     if model is None:
         raise ValueError("name a MODEL (run folder or bundle), or give --predictions DIR.")
     network, data, part = open_evaluation(model, config and find_config(config), overrides or [], split, images, masks)
     with _progress("scoring") as update:
         scores = score(network, data, device=device, tile=tile, progress=update)
-    _show_scores(scores, json, split=part)
+    _show_scores(scores, json, part)
 
 
 @app.command(epilog="Example: segkit predict runs/camvid photos/ 'more/*.jpg' --out predictions --overlay")
@@ -109,7 +118,6 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for the masks.")],
     overlay: Annotated[bool, typer.Option("--overlay", help="Also draw the classes over the images.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write them as NPZ.")] = False,
-    axis: Annotated[str, typer.Option(help="Volumes are cut across x, y or z.")] = "z",
     device: DeviceOption = "auto",
     tile: TileOption = None,
     json: JsonOption = None,
@@ -118,11 +126,11 @@ def predict(
     from segkit.experiment import write_json
     from segkit.inference.predictor import Predictor
 
-    predictor = Predictor(model, device=device, tile=tile, axis=axis)
+    predictor = Predictor(model, device=device, tile=tile)
     with _progress("predicting") as update:
         report = predictor.predict_files(inputs, out, overlay=overlay, probabilities=probabilities, progress=update)
-    for _, reason in report.failed:
-        _complain(reason)
+    for file, reason in report.failed:
+        _complain(reason if file in reason else f"{file}: {reason}")
     if json is not None:
         write_json(json, report.to_dict())
     rate = report.to_dict()["images_per_second"]
@@ -159,10 +167,13 @@ def demo(
 ) -> None:
     """The main job on real MRI that comes with the install: train, score, predict."""
     from segkit.demo import run_demo
+    from segkit.formats.files import write_whole
 
     run = out if out is not None else _free_run("demo")
     scores = run_demo(run, data, tell=print, progress=_progress)
-    _show_scores(scores, json, run=str(run))
+    _show_scores(scores)
+    if json is not None:
+        write_whole(json, (run / "scores.json").read_bytes())
 
 
 @app.command(epilog="Example: segkit env --json env.json")
@@ -200,8 +211,11 @@ def main(arguments: list[str] | None = None) -> None:
     except _UsageError as error:
         _complain(error.format_message())
         code = 2
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         _complain(str(error))
+        code = 2
+    except OSError as error:
+        _complain(f"{error.filename}: {error.strerror}." if error.filename else str(error))
         code = 2
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted.")
@@ -210,14 +224,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _free_run(name: str) -> Path:
-    """runs/NAME, or runs/NAME-2, ... where that is taken."""
+    """runs/NAME, or runs/NAME-2, ... where that is taken; processes started by this one use the same."""
+    from segkit.experiment import is_main_process
+
+    if not is_main_process() and _RUN_VARIABLE in os.environ:
+        return Path(os.environ[_RUN_VARIABLE])
     number = 1
     while (run := Path("runs", name if number == 1 else f"{name}-{number}")).exists():
         number += 1
+    os.environ[_RUN_VARIABLE] = str(run)
     return run
 
 
-def _show_scores(scores: Any, json: Path | None, **facts: Any) -> None:
+def _show_scores(scores: Any, json: Path | None = None, split: str | None = None) -> None:
     from rich.console import Console
 
     from segkit.experiment import is_main_process, write_json
@@ -227,7 +246,7 @@ def _show_scores(scores: Any, json: Path | None, **facts: Any) -> None:
         return
     Console().print(score_table(scores))
     if json is not None:
-        write_json(json, {**scores.to_dict(), **{k: v for k, v in facts.items() if v is not None}})
+        write_json(json, {**scores.to_dict(), "split": split})
 
 
 @contextmanager

@@ -5,14 +5,27 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from segkit.suggest import closest
 
 Line = dict[tuple[Any, ...], int]
+
+
+Side = PositiveInt
+SizeHW = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
 
 
 class Section(BaseModel):
@@ -38,10 +51,21 @@ class PartConfig(Section):
     images: str | None = None
     masks: str | None = None
     list: str | None = None  # file with one stem per line
-    from_: Literal["train", "val", "test"] | None = Field(None, alias="from")
-    fraction: float = Field(0.1, gt=0, lt=1)  # of what `from` still holds, split off by groups
+    from_: Literal["train"] | None = Field(None, alias="from")
+    fraction: float = Field(0.1, gt=0, lt=1)  # of what the training part still holds, split off by groups
     group: str | None = None  # regex; stems with the same first group stay together
     seed: int = Field(0, ge=0)  # another seed is another split
+
+    @model_validator(mode="after")
+    def _either_folders_or_a_share(self) -> PartConfig:
+        folders, share = ("images", "masks", "list"), ("fraction", "group", "seed")
+        if self.from_ is None:
+            lonely = [name for name in share if getattr(self, name) != type(self).model_fields[name].default]
+            if lonely:
+                raise ValueError(f"a part with `from: train` where `{lonely[0]}` is given")
+        elif any(getattr(self, name) is not None for name in folders):
+            raise ValueError("either `from: train` or folders, not both")
+        return self
 
 
 class DataConfig(Section):
@@ -52,10 +76,16 @@ class DataConfig(Section):
     val: PartConfig | None = None
     test: PartConfig | None = None
     layout: str = "folders"
-    crop: PositiveInt | list[PositiveInt] | None = None  # training crops, [height, width]
-    resize: PositiveInt | list[PositiveInt] | None = None  # working size of the model
+    crop: Side | SizeHW | None = None  # training crops: a square, or [height, width]
+    resize: Side | SizeHW | None = None  # working size of the model: longer side, or [height, width]
     axis: Literal["x", "y", "z"] = "z"  # volumes are cut across it
-    quarantine: str | None = None  # file with stems to leave out
+    quarantine: str | None = None  # file below `root` with stems to leave out
+
+    @model_validator(mode="after")
+    def _train_is_the_source(self) -> DataConfig:
+        if self.train is not None and self.train.from_ is not None:
+            raise ValueError("folders for `train`, which others take their share from")
+        return self
 
 
 class ModelConfig(Section):
@@ -86,7 +116,7 @@ class TrainConfig(Section):
     validate_every: PositiveInt = 1
     precision: str = "auto"
     device: str = "auto"
-    devices: int | Literal["auto"] = 1
+    devices: PositiveInt | Literal["auto"] = 1
     nodes: PositiveInt = 1
     channels_last: bool = True
     workers: int | None = Field(None, ge=0)
@@ -104,8 +134,8 @@ class Experiment(Section):
 
     def to_yaml(self) -> str:
         """Complete and resolved, as a run folder keeps it; `read_config` reads it back."""
-        values = self.model_dump(by_alias=True, exclude_none=True)
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+        values = self.model_dump(by_alias=True)
+        return yaml.dump(values, Dumper=_CoreDumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
@@ -134,7 +164,7 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
-        raise ValueError(_explain(error, places, str(path))) from None
+        raise ValueError(_explain(error, values, places, str(path))) from None
 
 
 def parse_yaml(text: str, source: str) -> tuple[Any, Line]:
@@ -176,11 +206,24 @@ for _tag, _pattern, _first in (
     _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
+class _CoreDumper(yaml.SafeDumper):
+    """Quotes what `_CoreLoader` would read as another type."""
+
+    yaml_implicit_resolvers = _CoreLoader.yaml_implicit_resolvers
+
+    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.Node:
+        return super().represent_sequence(tag, sequence, flow_style=True)
+
+
 def _collect_lines(node: yaml.Node, key: tuple[Any, ...], lines: Line, source: str) -> None:
     lines[key] = node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for name, value in node.value:
+            if not isinstance(name, yaml.ScalarNode):
+                raise ValueError(
+                    f"{source}, line {name.start_mark.line + 1}: a key is a list or a map, expected a word."
+                )
             if name.value in seen:
                 raise ValueError(f"{source}, line {name.start_mark.line + 1}: the key `{name.value}` is given twice.")
             seen.add(name.value)
@@ -202,29 +245,46 @@ def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
     for part in key[:-1]:
         below = place.get(part)
         if not isinstance(below, dict):
-            below = {"name": below} if isinstance(below, str) else {}
+            # `masks.codec: index_png` is short for `{name: index_png}`, to which options may be added.
+            below = {"name": below} if isinstance(below, str) and part == "codec" else {}
             place[part] = below
         place = below
     place[key[-1]] = value
     return key
 
 
-def _explain(error: ValidationError, places: Mapping[tuple[Any, ...], str], source: str) -> str:
+def _explain(error: ValidationError, values: Any, places: Mapping[tuple[Any, ...], str], source: str) -> str:
     """One line per mistake: where, what was found, what was expected."""
-    lines = []
+    lines: dict[tuple[Any, ...], str] = {}
     for mistake in error.errors():
-        key = tuple(p for p in mistake["loc"])
+        key = _own_key(mistake["loc"], values, mistake["type"])
+        if key in lines:
+            continue  # the other members of a union have failed too
         where = _nearest_place(key, places, source)
         name = ".".join(str(k) for k in key)
         if mistake["type"] == "extra_forbidden":
             known = _known_keys(key[:-1])
-            lines.append(f"{where}: unknown key `{name}`. {closest(key[-1], known)}")
+            lines[key] = f"{where}: unknown key `{name}`. {closest(key[-1], known)}"
         elif mistake["type"] == "missing":
-            lines.append(f"{where}: the key `{name}` is missing.")
+            lines[key] = f"{where}: the key `{name}` is missing."
         else:
-            expected = mistake["msg"].removeprefix("Input should be ").rstrip(".")
-            lines.append(f"{where}: `{name}` is {mistake['input']!r}, expected {expected}.")
-    return "\n".join(dict.fromkeys(lines))
+            expected = mistake["msg"].removeprefix("Input should be ").removeprefix("Value error, ").rstrip(".")
+            lines[key] = f"{where}: `{name}` is {mistake['input']!r}, expected {expected}."
+    return "\n".join(lines.values())
+
+
+def _own_key(loc: tuple[Any, ...], values: Any, kind: str) -> tuple[Any, ...]:
+    """The part of `loc` that the file holds; pydantic adds names of its own for members of a union."""
+    key: list[Any] = []
+    for part in loc:
+        if (isinstance(values, dict) and part in values) or (
+            isinstance(values, list) and isinstance(part, int) and part < len(values)
+        ):
+            values = values[part]
+        elif kind != "missing" or not isinstance(values, dict):
+            break
+        key.append(part)
+    return tuple(key)
 
 
 def _nearest_place(key: tuple[Any, ...], places: Mapping[tuple[Any, ...], str], source: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +14,15 @@ from typing import Any
 import numpy as np
 
 from segkit.config import Experiment, MasksConfig, read_config
-from segkit.data.datasets import MaskDataset
+from segkit.data.datasets import MaskDataset, check_training_sizes
 from segkit.data.layouts import open_layout
 from segkit.data.splits import read_stem_list, split_stems
 from segkit.formats.codec import Codec
 from segkit.formats.codecs import open_codec
+from segkit.formats.files import write_whole
 from segkit.formats.mask_format import MaskFormat
 from segkit.metrics.scores import Scores
+from segkit.models.devices import pick_device
 from segkit.models.segmenter import Segmenter
 
 log = logging.getLogger("segkit")
@@ -42,8 +45,16 @@ class Parts:
     test: MaskDataset | None
 
 
-def open_masks(masks: MasksConfig) -> Codec:
-    """The codec, and with it the format, that a config's `masks` section describes."""
+def open_masks(masks: MasksConfig, axis: str = "z") -> Codec:
+    """The codec, and with it the format, that a config's `masks` section describes.
+
+    Args:
+        axis: volumes are cut across it, masks as images.
+    """
+    if masks.format == "multiclass" and isinstance(masks.threshold, list):
+        raise ValueError(
+            "masks.threshold is a list: a multiclass format has one threshold, below which a pixel is none."
+        )
     described: dict[str, Any] = masks.model_dump(include={"format", "classes", "activation"})
     if masks.threshold is not None:
         described["threshold" if masks.format == "multiclass" else "thresholds"] = masks.threshold
@@ -53,6 +64,10 @@ def open_masks(masks: MasksConfig) -> Codec:
         if "ignored_values" in spec:
             raise ValueError("`ignored_values` stands in `masks` and in `masks.codec`: leave one of them out.")
         spec["ignored_values"] = masks.ignored_values
+    if spec.get("name") == "nifti" and spec.setdefault("axis", axis) != axis:
+        raise ValueError(
+            f"masks.codec.axis is {spec['axis']}, but data.axis is {axis}: images and masks are cut alike."
+        )
     return open_codec(spec, format)
 
 
@@ -119,12 +134,13 @@ def train_experiment(
     """
     from segkit.inference.evaluate import evaluate
     from segkit.losses.build import build_loss
-    from segkit.training.fit import fit, refuse_used_folder
+    from segkit.training.fit import fit, fit_pixel_statistics, refuse_used_folder
 
     if not resume:
         refuse_used_folder(out)
+    pick_device(config.train.device)
     counted = progress if progress is not None else silent_progress
-    codec = open_masks(config.masks)
+    codec = open_masks(config.masks, config.data.axis)
     loss = build_loss(config.loss, codec.format)
     gray = config.model.in_channels == 1
     if not is_main_process():
@@ -132,23 +148,24 @@ def train_experiment(
     parts = open_parts(config, codec, gray)
     _tell_parts(parts, tell)
     if not resume and is_main_process():
-        verify(parts, counted)
+        verify(parts, config, counted)
     model = build(config, codec, parts)
+    if not resume:
+        fit_pixel_statistics(model, parts.train)
     out.mkdir(parents=True, exist_ok=True)
     if is_main_process():
-        (out / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        write_whole(out / "config.yaml", config.to_yaml().encode())
     settings = config.train.model_dump()
     result = fit(model, parts.train, parts.val, out=out, loss=loss, resume=resume, tell=tell, **settings)
     if result.best is not None and result.best_epoch is not None:
         tell(f"best {config.train.monitor} {result.best:.4f} in epoch {result.best_epoch + 1}")
     split, data = next((n, d) for n, d in (("test", parts.test), ("val", parts.val), ("train", parts.train)) if d)
-    data = data.without_augment()
-    data.resize = None
     with counted(f"scoring {split}") as update:
         scores = evaluate(model, data, device=config.train.device, workers=config.train.workers, progress=update)
     if is_main_process():
-        write_json(out / "scores.json", {**scores.to_dict(), "split": split})
         draw_pictures(model, data, out / "pictures", config.train.device)
+        # Last: its presence says that the run is finished.
+        write_json(out / "scores.json", {**scores.to_dict(), "split": split})
     return scores
 
 
@@ -165,6 +182,8 @@ def resume_experiment(run: Path, *, tell: Callable[[str], None] = print, progres
         return None
     config = read_config(run / "config.yaml")
     begun = (run / "checkpoints" / "last.ckpt").is_file()
+    if not begun and (run / "model").is_dir():
+        shutil.rmtree(run / "model")  # stopped after the first bundle, before the first checkpoint: starts anew
     return train_experiment(config, run, resume=begun, tell=tell, progress=progress)
 
 
@@ -191,12 +210,11 @@ def open_evaluation(
         if not config.is_file():
             raise ValueError(f"{model} is no run folder: say what to score with --config, or --images and --masks.")
     experiment = read_config(config, overrides) if config is not None else None
-    codec = open_masks(experiment.masks) if experiment is not None else load_codec(model)
+    codec = open_masks(experiment.masks, network.axis) if experiment is not None else load_codec(model)
     if codec is None:
         raise ValueError(f"{model}: saved without a codec; give --config, whose masks section says how to read masks.")
     if images is not None and masks is not None:
-        axis = experiment.data.axis if experiment is not None else "z"
-        return network, MaskDataset(images, masks, codec, gray=gray, axis=axis), split
+        return network, MaskDataset(images, masks, codec, gray=gray, axis=network.axis), split
     assert experiment is not None
     part = split or ("test" if experiment.data.test is not None else "val")
     if part not in ("train", "val", "test"):
@@ -204,12 +222,16 @@ def open_evaluation(
     return network, open_part(experiment, part, codec, gray=gray), part
 
 
-def verify(parts: Parts, progress: Any) -> None:
+def verify(parts: Parts, config: Experiment, progress: Any) -> None:
     """Read every sample once, so that a bad one is named before training starts, not an hour later."""
     for name, data in (("train", parts.train), ("val", parts.val), ("test", parts.test)):
         if data is not None:
             with progress(f"checking {name}") as update:
-                data.verify(progress=update)
+                sizes = data.verify(progress=update)
+            # A list of transforms may cut on its own.
+            one_size = config.data.crop is not None or isinstance(config.data.resize, list)
+            if name == "train" and not one_size and isinstance(config.augment, str):
+                check_training_sizes(sizes, config.train.batch_size)
 
 
 def draw_pictures(model: Segmenter, data: MaskDataset, folder: Path, device: str) -> None:
@@ -229,8 +251,8 @@ def draw_pictures(model: Segmenter, data: MaskDataset, folder: Path, device: str
 
 def write_json(path: Path, values: Any) -> None:
     """Indented JSON, without NaN: a number that is not known is null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
+    write_whole(path, (text + "\n").encode())
 
 
 class silent_progress:
@@ -252,7 +274,7 @@ def _open_folders(config: Experiment, name: str, codec: Codec, gray: bool) -> Ma
         raise ValueError(f"the config takes a part of `data.{name}`, which it does not describe.")
     where = {key: value for key in ("images", "masks", "list") if (value := getattr(part, key)) is not None}
     folders = open_layout(config.data.layout, Path(config.data.root), name, where)
-    left_out = read_stem_list(config.data.quarantine) if config.data.quarantine else []
+    left_out = read_stem_list(Path(config.data.root, config.data.quarantine)) if config.data.quarantine else []
     data = MaskDataset(
         folders.images,
         folders.masks,

@@ -108,8 +108,8 @@ def test_a_run_folder_holds_what_the_design_says(trained):
     scores = json.loads((run / "scores.json").read_text())
     assert list(scores["pooled"]["iou"]["per_class"]) == ["sky", "ground", "disc"]
     assert (scores["split"], scores["images"]) == ("val", 2)
-    told = json.loads((trained / "out.json").read_text())
-    assert told["pooled"] == scores["pooled"]
+    assert json.loads((trained / "out.json").read_text()) == scores
+    assert set(scores) == {"format", "split", "images", "absent", "pooled", "per_image"}
     assert len(list((run / "pictures").glob("*.png"))) == 2
 
 
@@ -188,6 +188,12 @@ def test_predictions_need_nothing_but_the_masks_section(trained, tmp_path):
         (("train", "{config}", "loss=dyce"), "Did you mean `dice`"),
         (("train", "{config}", "masks.classes=[sky, ground]"), "found values [2], which no class declares"),
         (("train", "--resume", "nowhere"), "no config.yaml here"),
+        (("train", "{config}", "train.device=gpu"), "expected auto, cpu, cuda"),
+        (("train", "{config}", "model.in_channels=13"), "3 bands, the model takes 13"),
+        (("train", "{config}", "--resume", "{run}"), "not both"),
+        (("train", "--resume", "{run}", "--out", "x"), "leave --out away"),
+        (("evaluate", "{run}", "--tile", "0"), "at least 32"),
+        (("evaluate", "{run}", "--device", "mars"), "expected auto, cpu, cuda"),
         (("evaluate",), "name a MODEL"),
         (("evaluate", "nowhere"), "no such folder"),
         (("evaluate", "{run}", "--split", "tset"), "expected train, val or test"),
@@ -236,6 +242,50 @@ def test_version_env_and_init(tmp_path, monkeypatch, capsys):
     assert segkit("init", "smoke") == 0
     assert "layout: scene" in (tmp_path / "smoke.yaml").read_text()
     assert segkit("init", "smoke") == 2
+
+
+def test_two_runs_of_one_config_are_equal(tmp_path):
+    config = write_config(tmp_path, "exclusive")
+    for name in ("a", "b"):
+        assert segkit("train", config, "--out", tmp_path / name) == 0
+    assert (tmp_path / "a" / "metrics.csv").read_bytes() == (tmp_path / "b" / "metrics.csv").read_bytes()
+    assert (tmp_path / "a" / "scores.json").read_bytes() == (tmp_path / "b" / "scores.json").read_bytes()
+
+
+def test_an_interrupted_run_is_resumed_from_the_command_line(tmp_path, capsys):
+    config = write_config(tmp_path, "exclusive")
+    assert segkit("train", config, "--out", tmp_path / "run") == 0
+    before = json.loads((tmp_path / "run" / "scores.json").read_text())
+    (tmp_path / "run" / "scores.json").unlink()
+    assert segkit("train", "--resume", tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run" / "scores.json").read_text()) == before
+    # stopped after the first bundle, before the first checkpoint
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "scores.json").unlink()
+    assert segkit("train", "--resume", tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run" / "scores.json").read_text()) == before
+    assert segkit("train", "--resume", tmp_path / "run", "--json", tmp_path / "again.json") == 0
+    assert json.loads((tmp_path / "again.json").read_text()) == before
+
+
+def test_images_of_two_sizes_are_named_before_training_starts(tmp_path, capsys):
+    config = write_config(tmp_path, "binary")
+    for kind, shape in (("images", (20, 30, 3)), ("masks", (20, 30))):
+        cv2.imwrite(str(tmp_path / "train" / kind / "other.png"), np.zeros(shape, np.uint8))
+    assert segkit("train", config, "data.crop=null", "--out", tmp_path / "run") == 2
+    errors = capsys.readouterr().err
+    assert "20x30" in errors
+    assert "data.crop" in errors
+    assert not (tmp_path / "run").exists()
+    assert segkit("train", config, "--out", tmp_path / "run") == 0
+
+
+def test_predict_never_writes_over_its_inputs(trained, tmp_path, capsys):
+    shutil.copytree(trained / "val" / "images", tmp_path / "images")
+    before = (tmp_path / "images" / "s0.png").read_bytes()
+    assert segkit("predict", trained / "run", tmp_path / "images", "--out", tmp_path / "images") == 2
+    assert "written over" in capsys.readouterr().err
+    assert (tmp_path / "images" / "s0.png").read_bytes() == before
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "predict", "init", "demo", "env"])

@@ -52,6 +52,15 @@ def test_overrides_reach_into_sections_and_name_themselves_when_wrong(tmp_path):
         ("masks: {format: binary\n", "line 2: not valid YAML"),
         ("- a\n- b\n", "expected keys such as"),
         ("", "expected keys such as"),
+        (SMALLEST + "data: {crop: 0}\n", "`data.crop` is 0, expected greater than 0"),
+        (SMALLEST + "data: {crop: [1, 2, 3]}\n", "`data.crop` is"),
+        (SMALLEST + "loss: 5\n", "`loss` is 5"),
+        (SMALLEST + "train: {devices: 0}\n", "`train.devices` is 0"),
+        (SMALLEST + "data: {train: {from: train}}\n", "expected folders for `train`"),
+        (SMALLEST + "data: {val: {from: val}}\n", "`data.val.from` is 'val', expected 'train'"),
+        (SMALLEST + "data: {val: {from: train, list: a.txt}}\n", "either `from: train` or folders"),
+        (SMALLEST + "data: {val: {images: a, fraction: 0.3}}\n", "where `fraction` is given"),
+        ("masks: {? [a] : b}\n", "line 1: a key is a list or a map"),
         ("masks: {format: panoptic, classes: [a]}", "expected 'binary', 'multilabel' or 'multiclass'"),
     ],
 )
@@ -73,4 +82,18 @@ def test_shipped_configs_are_whole_and_survive_a_round_trip(tmp_path, name):
     config = read_config(path)
     (tmp_path / "again.yaml").write_text(config.to_yaml(), encoding="utf-8")
     assert read_config(tmp_path / "again.yaml") == config
-    assert set(yaml.safe_load(path.read_text())) == {"masks", "data", "augment", "model", "loss", "train"}
+
+
+def test_nothing_is_lost_in_the_resolved_config(tmp_path):
+    text = (
+        SMALLEST + "data: {root: '12e3', val: {from: train, group: '(on)'}}\nmodel: {weights: null, encoder: 'off'}\n"
+    )
+    config = read(tmp_path, text, "train.clip_norm=null")
+    assert (config.data.root, config.model.weights, config.train.clip_norm) == ("12e3", None, None)
+    (tmp_path / "again.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    assert read_config(tmp_path / "again.yaml") == config
+
+
+def test_shipped_configs_have_all_sections():
+    for path in shipped_configs().values():
+        assert set(yaml.safe_load(path.read_text())) == {"masks", "data", "augment", "model", "loss", "train"}

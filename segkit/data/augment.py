@@ -14,6 +14,9 @@ from segkit.data.transform_list import Pipeline, entry_name
 from segkit.formats.mask_format import MaskFormat
 from segkit.suggest import closest
 
+# Of the grid that `medical` distorts; albumentations divides by zero where a cell is smaller than a pixel.
+_GRID_STEPS = 5
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -21,7 +24,8 @@ class Preset:
 
     Attributes:
         transforms: as in a config. Those of `_COLOUR_ONLY` are left out for images that are not RGB, those of
-            `_SQUARE_ONLY` for crops that are not square.
+            `_SQUARE_ONLY` for crops that are not square, those of `_GRID_ONLY` for images with fewer rows or columns
+            than a grid has.
         scale: factors (least, largest) by which the image grows before it is cut to the crop.
         margin: the cut before the transforms is larger than the crop by this factor, so that rotated corners
             show image and not filling.
@@ -57,7 +61,7 @@ PRESETS = {
             {"RandomRotate90": {"p": 0.75}},
             {"Affine": {"rotate": [-25, 25], "scale": [0.8, 1.25], "p": 0.5}},
             # As elastic as ElasticTransform is at 512 x 512, in a quarter of its 35 ms (one core of a server CPU).
-            {"GridDistortion": {"num_steps": 5, "distort_limit": 0.2, "p": 0.2}},
+            {"GridDistortion": {"num_steps": _GRID_STEPS, "distort_limit": 0.2, "p": 0.2}},
             {"RandomBrightnessContrast": {"brightness_limit": 0.2, "contrast_limit": 0.2, "p": 0.4}},
             {"GaussNoise": {"std_range": [0.01, 0.05], "p": 0.15}},
         ),
@@ -67,6 +71,7 @@ PRESETS = {
 
 _COLOUR_ONLY = {"HueSaturationValue"}
 _SQUARE_ONLY = {"RandomRotate90"}
+_GRID_ONLY = {"GridDistortion"}
 # How far the window of a street crop may reach beyond a small image, as a share of the image's side.
 _MAX_WINDOW = 1.5
 
@@ -83,8 +88,8 @@ class Augment:
         self.spec, self.crop = spec, crop
         self._ignore_index, self._dtype = format.ignore_index, format.dtype
         self._preset = PRESETS[spec] if isinstance(spec, str) else None
-        self._pipelines: dict[tuple[bool, bool], Pipeline | None] = {}
-        for shape in ((2, 2, 3), (2, 3, 1)):
+        self._pipelines: dict[tuple[bool, bool, bool], Pipeline | None] = {}
+        for shape in ((8, 8, 3), (8, 9, 1)):
             self._pipeline(shape)  # mistakes in the list are known now, not in the first batch
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
@@ -131,12 +136,14 @@ class Augment:
 
     def _pipeline(self, shape: tuple[int, ...]) -> Pipeline | None:
         colour, square = shape[2] == 3, shape[0] == shape[1]
-        key = colour, square
+        grid = min(shape[:2]) >= _GRID_STEPS
+        key = colour, square, grid
         if key not in self._pipelines:
             if self._preset is None:
                 entries = list(self.spec)
             else:
-                without = (set() if colour else _COLOUR_ONLY) | (set() if square else _SQUARE_ONLY)
+                rules = ((colour, _COLOUR_ONLY), (square, _SQUARE_ONLY), (grid, _GRID_ONLY))
+                without = {name for fits, names in rules if not fits for name in names}
                 entries = [e for e in self._preset.transforms if entry_name(e) not in without]
             self._pipelines[key] = Pipeline(entries, self._dtype) if entries else None
         return self._pipelines[key]

@@ -23,7 +23,7 @@ from segkit.data.images import (
     resize_planes,
 )
 from segkit.data.sample import Sample
-from segkit.data.splits import match_stems
+from segkit.data.splits import find_stems, match_stems
 from segkit.formats.codec import Codec
 from segkit.formats.mask_format import MaskFormat
 
@@ -47,7 +47,12 @@ class MaskDataset(Dataset):
         gray: read 8-bit images as one band.
         axis: volumes are cut across this axis.
         seed: of the augmentation.
-        quarantine: stems to leave out, because something is wrong with them.
+        quarantine: samples to leave out, because something is wrong with them, named as for `match_stems`. Names that
+            are not known do nothing, so that the parts of a data set can share one list.
+
+    Attributes:
+        quarantined: stems of the images that `quarantine` left out.
+        quarantine_unknown: names in `quarantine` that mean no image and no mask here.
 
     Raises:
         ValueError: an empty folder, images without masks, or masks without images.
@@ -72,9 +77,12 @@ class MaskDataset(Dataset):
         self.images, self.masks, self.codec = Path(images), Path(masks), codec
         self.augment, self.resize, self.gray, self.axis, self.seed = augment, resize, gray, axis, seed
         refs = find_images(self.images, axis)
-        left_out = set(quarantine)
-        self.quarantined = sorted(left_out & refs.keys())
-        self.stems = _paired(self, refs, codec.stems(self.masks), left_out, None if stems is None else list(stems))
+        mask_stems = codec.stems(self.masks)
+        # A name without an image may mean a mask that has none.
+        left_out, self.quarantine_unknown = find_stems(quarantine, [*refs, *mask_stems])
+        self.stems, self.quarantined = _paired(
+            self, refs, mask_stems, set(left_out), None if stems is None else list(stems)
+        )
         self._refs = [refs[stem] for stem in self.stems]
 
     @property
@@ -136,15 +144,15 @@ class MaskDataset(Dataset):
             ValueError: names up to 20 samples and what is wrong with each.
         """
         sizes: Counter[tuple[int, int]] = Counter()
-        bands: dict[int, str] = {}
+        kinds: dict[int, tuple[str, str]] = {}
         faults: list[str] = []
 
-        def look(index: int) -> tuple[tuple[int, int], int] | str:
+        def look(index: int) -> tuple[tuple[int, int], int, str] | str:
             try:
                 sample = self.read(index)
             except ValueError as error:
                 return str(error)
-            return sample.size_hw, sample.image.shape[2]
+            return sample.size_hw, sample.image.shape[2], str(sample.image.dtype)
 
         with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
             for index, found in enumerate(pool.map(look, range(len(self)))):
@@ -152,18 +160,39 @@ class MaskDataset(Dataset):
                     faults.append(found)
                 else:
                     sizes[found[0]] += 1
-                    bands.setdefault(found[1], self.stems[index])
+                    kinds.setdefault(found[1], (self.stems[index], found[2]))
                 if progress is not None:
                     progress(index + 1, len(self))
-        if len(bands) > 1:
+        # Depths may differ: `collate` and `pixel_statistics` bring them to the widest.
+        if len(kinds) > 1:
             faults.append(
                 "images differ in bands: "
-                + ", ".join(f"{self.images / stem} has {n}" for n, stem in sorted(bands.items()))
-                + ". Store all with the same bands."
+                + ", ".join(f"{self.images / stem} has {n} of {dtype}" for n, (stem, dtype) in sorted(kinds.items()))
+                + ". Store all with the same bands and depth; 8-bit gray counts as 3 bands unless read as gray."
             )
         if faults:
             raise ValueError(_fault_text(self, faults))
         return sizes
+
+
+def check_training_sizes(sizes: Counter[tuple[int, int]], batch_size: int) -> None:
+    """Refuse samples of several sizes, which do not fit into one batch.
+
+    Args:
+        sizes: number of samples of each (height, width), as training sees them: after resize and crop.
+
+    Raises:
+        ValueError: several sizes and a batch of more than one.
+    """
+    if batch_size == 1 or len(sizes) <= 1:
+        return
+    shown = ", ".join(f"{h}x{w} ({count})" for (h, w), count in sizes.most_common(_SHOWN))
+    more = ", ..." if len(sizes) > _SHOWN else ""
+    raise ValueError(
+        f"training images come in {len(sizes)} sizes (height x width, with their number): {shown}{more}; a batch of "
+        f"{batch_size} needs one size. Set `data.crop` (random crops of one size), `data.resize: [height, width]`, "
+        "or `train.batch_size=1`."
+    )
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
@@ -180,15 +209,16 @@ def _resized(sample: Sample, size_hw: tuple[int, int]) -> Sample:
 
 def _paired(
     ds: MaskDataset, refs: dict[str, ImageRef], mask_stems: list[str], left_out: set[str], wanted: list[str] | None
-) -> list[str]:
-    """Stems that have both image and mask, after all that do not were refused."""
+) -> tuple[list[str], list[str]]:
+    """Stems that have both image and mask, after all that do not were refused; and those left out on purpose."""
     if not refs:
         raise ValueError(f"{ds.images}: no images here (read are {', '.join(IMAGE_SUFFIXES)}, .nii and .nii.gz).")
     if not mask_stems:
         raise ValueError(f"{ds.masks}: no masks here that the codec {ds.codec.name!r} reads.")
     masks = set(mask_stems)
     listed = wanted is not None
-    wanted = [s for s in (refs if wanted is None else match_stems(wanted, refs, ds.images)) if s not in left_out]
+    meant = list(refs) if wanted is None else match_stems(wanted, refs, ds.images)
+    wanted = [s for s in meant if s not in left_out]
     no_mask = [s for s in wanted if s not in masks]
     # A list says which samples are meant; masks of others may lie beside them.
     no_image = [] if listed else [s for s in mask_stems if s not in refs and s not in left_out]
@@ -196,7 +226,7 @@ def _paired(
         raise ValueError(_unpaired_text(ds, wanted, no_mask, no_image))
     if not wanted:
         raise ValueError(f"{ds.images}: all {len(refs)} images are left out by `quarantine` or the list of samples.")
-    return wanted
+    return wanted, [s for s in meant if s in left_out]
 
 
 def _unpaired_text(ds: MaskDataset, wanted: list[str], no_mask: list[str], no_image: list[str]) -> str:

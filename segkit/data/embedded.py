@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 
 SCENE_CLASSES = ("sky", "ground", "building", "ball")
-MNI152_CLASSES = ("other", "gray", "white")
+MNI152_CLASSES = ("background", "gray_matter", "white_matter")
 # In the masks of the scene: nobody says what is there.
 SCENE_IGNORED = 255
 
@@ -49,7 +49,7 @@ Mask values: 0 sky, 1 ground, 2 building, 3 ball, 255 not known (rims of balls, 
 _MNI152_README = """# Slices of the MNI152 brain template
 
 Axial slices of the ICBM 152 (2009a nonlinear symmetric) averaged T1 image, 1 mm, front of the head at the top. The
-number in a name is the slice of the volume. Mask values: 0 other, 1 gray matter, 2 white matter, where the
+number in a name is the slice of the volume. Mask values: 0 background, 1 gray_matter, 2 white_matter, where the
 probability map of the template says 0.5 or more; the larger of the two wins. An average head, not one person.
 
 Written by segkit from the files in the Python package nilearn. Copyright (C) 1993-2004 Louis Collins, McConnell Brain
@@ -70,9 +70,8 @@ def write_scene(root: str | Path, seed: int = 0) -> Path:
             for index in range(count):
                 image, mask = _draw_scene(np.random.default_rng([seed, number, index]))
                 _write_pair(folder / part, f"scene_{index:02d}", image, mask)
-        (folder / "README.md").write_text(_SCENE_README)
 
-    return _write_once(Path(root), fill)
+    return _write_once(Path(root), fill, _SCENE_README)
 
 
 def write_mni152(root: str | Path) -> Path:
@@ -91,9 +90,8 @@ def write_mni152(root: str | Path) -> Path:
             # x runs to the right of the head and y to its front; rows of a picture run downwards.
             image, mask = (np.ascontiguousarray(a[:, ::-1].T) for a in (t1[..., z], mask))
             _write_pair(folder / part, f"mni152_z{z:03d}", image, mask)
-        (folder / "README.md").write_text(_MNI152_README)
 
-    return _write_once(Path(root), fill)
+    return _write_once(Path(root), fill, _MNI152_README)
 
 
 def mni152_slices() -> list[tuple[str, int]]:
@@ -105,31 +103,42 @@ def mni152_slices() -> list[tuple[str, int]]:
     return slices
 
 
-def _write_once(root: Path, fill: Callable[[Path], None]) -> Path:
+def _write_once(root: Path, fill: Callable[[Path], None], readme: str) -> Path:
     """Make folder `root` whole or not at all; of several processes one wins and the others use its work."""
-    if _is_complete(root):
+    title = readme.splitlines()[0]
+    if _is_complete(root, title):
         return root
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise ValueError(
-            f"{root}: holds other things. Give a folder of its own, which is new or empty, as `data.root`."
+            f"{root}: holds other things than {title.removeprefix('# ')!r}, a set known by the first line of its "
+            "README.md. Give a folder of its own, which is new or empty, as `data.root`; the layout of your own "
+            "images is `folders`."
         )
     root.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
     try:
         fill(made)
+        (made / "README.md").write_text(readme, encoding="utf-8")
         # mkdtemp makes a folder for the owner alone; a data set is for all who share the disk.
         made.chmod(0o777 & ~_umask())
         try:
             os.replace(made, root)
         except OSError:
-            if not _is_complete(root):
+            if not _is_complete(root, title):
                 raise
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return root
 
 
-def _is_complete(root: Path) -> bool:
+def _is_complete(root: Path, title: str) -> bool:
+    """Whether `root` is the set whose README begins with `title`; any data set may have such folders."""
+    try:
+        with open(root / "README.md", encoding="utf-8", errors="replace") as file:
+            if file.readline().strip() != title:
+                return False
+    except OSError:
+        return False
     # The folder appears by one rename, so any part of it stands for the whole.
     return all((root / part / kind).is_dir() for part in _SCENE_COUNTS for kind in ("images", "masks"))
 

@@ -7,10 +7,10 @@ is whole is decided here. A size in a header is believed only up to a limit: 50 
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import dataclass
 
-_PNG = b"\x89PNG\r\n\x1a\n"
+from segkit.formats.png_files import PNG_SIGNATURE, walk_chunks
+
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Start-of-frame markers of JPEG; C4, C8 and CC in between mean something else.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -23,12 +23,12 @@ class Header:
     Attributes:
         kind: `png`, `jpeg`, `webp`, `bmp` or `other`.
         size_hw: (height, width), or None where it is not known before decoding.
-        depth: bits per band.
+        depth: bits per band, or None where it is not known before decoding (PGM, JPEG 2000).
     """
 
     kind: str
     size_hw: tuple[int, int] | None = None
-    depth: int = 8
+    depth: int | None = 8
 
 
 def is_tiff(data: bytes) -> bool:
@@ -42,7 +42,7 @@ def check_encoded(data: bytes) -> Header:
     Raises:
         ValueError: says what is wrong, without the name of the file: cut short, damaged.
     """
-    if data.startswith(_PNG):
+    if data.startswith(PNG_SIGNATURE):
         return _check_png(data)
     if data.startswith(b"\xff\xd8\xff"):
         return _check_jpeg(data)
@@ -50,27 +50,17 @@ def check_encoded(data: bytes) -> Header:
         return _check_webp(data)
     if data.startswith(b"BM"):
         return _check_bmp(data)
-    return Header("other")
+    return Header("other", depth=None)
 
 
 def _check_png(data: bytes) -> Header:
     if len(data) < 33 or data[12:16] != b"IHDR":
         raise ValueError("is cut short: the PNG header is not complete")
     width, height, depth = struct.unpack(">IIB", data[16:25])
-    position = len(_PNG)
-    while position + 12 <= len(data):
-        (length,) = struct.unpack(">I", data[position : position + 4])
-        end = position + 12 + length
-        if end > len(data):
-            break
-        (stored,) = struct.unpack(">I", data[end - 4 : end])
-        # libpng stops at a wrong check sum and leaves the rest of the picture black.
-        if zlib.crc32(memoryview(data)[position + 4 : end - 4]) != stored:
-            raise ValueError(f"is damaged: a check sum is wrong at byte {position}")
-        if data[position + 4 : position + 8] == b"IEND":
-            return Header("png", (height, width), depth)
-        position = end
-    raise ValueError("is cut short: the end mark of PNG is missing")
+    # libpng stops at a wrong check sum and leaves the rest of the picture black.
+    for _ in walk_chunks(data):
+        pass
+    return Header("png", (height, width), depth)
 
 
 def _check_jpeg(data: bytes) -> Header:

@@ -172,11 +172,13 @@ def _decode(path: Path, data: bytes, gray: bool, max_pixels: int) -> np.ndarray:
     if header.size_hw is not None:
         check_pixels(path, header.size_hw, max_pixels)
     flag = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
-    flag = cv2.IMREAD_UNCHANGED if header.depth > 8 else flag
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    except cv2.error:
-        image = None
+    if header.depth is None or header.depth > 8:
+        image = _imdecode(data, cv2.IMREAD_UNCHANGED)
+        # What keeps 8 bits is decoded as colours or gray after all.
+        if header.depth is None and (image is None or image.dtype == np.uint8):
+            image = _imdecode(data, flag)
+    else:
+        image = _imdecode(data, flag)
     if image is None:
         raise ValueError(
             f"{path}: cannot be decoded as an image (it starts with {data[:12]!r}). "
@@ -188,6 +190,13 @@ def _decode(path: Path, data: bytes, gray: bool, max_pixels: int) -> np.ndarray:
         code = cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
         image = cv2.cvtColor(image, code)
     return image
+
+
+def _imdecode(data: bytes, flag: int) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    except cv2.error:
+        return None
 
 
 def check_pixels(path: Path, size_hw: tuple[int, int], max_pixels: int) -> None:

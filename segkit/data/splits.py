@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from segkit.formats.nifti_slices import parse_slice_stem
+from segkit.data.images import IMAGE_SUFFIXES
+from segkit.formats.nifti_slices import NIFTI_SUFFIXES, parse_slice_stem
 from segkit.suggest import closest
 
 
@@ -86,6 +87,17 @@ def match_stems(names: Iterable[str], known: Iterable[str], where: str | Path) -
     Raises:
         ValueError: a name that is not known, with the closest ones.
     """
+    stems = list(known)
+    found, lost = find_stems(names, stems)
+    if lost:
+        shown = ", ".join(lost[:5]) + (f", ... ({len(lost)} in all)" if len(lost) > 5 else "")
+        choices = list(dict.fromkeys(case for s in stems if (case := case_of(s)) is not None)) or stems
+        raise ValueError(f"{where}: no samples {shown}. {closest(lost[0], choices[:10_000], limit=3)}")
+    return found
+
+
+def find_stems(names: Iterable[str], known: Iterable[str]) -> tuple[list[str], list[str]]:
+    """What `match_stems` finds, and the names that are not known."""
     stems = dict.fromkeys(known)
     slices: dict[str, list[str]] = {}
     for stem in stems:
@@ -95,16 +107,14 @@ def match_stems(names: Iterable[str], known: Iterable[str], where: str | Path) -
     found: list[str] = []
     lost: list[str] = []
     for name in names:
-        shorter = next((name[: -len(s)] for s in (".nii.gz", Path(name).suffix) if s and name.endswith(s)), name)
+        # Of files alone: in `scan1.5` the end is part of the name, and `scan1` is another sample.
+        shorter = next((name[: -len(s)] for s in (*NIFTI_SUFFIXES, *IMAGE_SUFFIXES) if name.lower().endswith(s)), name)
         hit = next(([n] if n in stems else slices[n] for n in (name, shorter) if n in stems or n in slices), None)
         if hit is None:
             lost.append(name)
         else:
             found += hit
-    if lost:
-        shown = ", ".join(lost[:5]) + (f", ... ({len(lost)} in all)" if len(lost) > 5 else "")
-        raise ValueError(f"{where}: no samples {shown}. {closest(lost[0], list(slices or stems)[:10_000], limit=3)}")
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(found)), lost
 
 
 def case_of(stem: str) -> str | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import uuid
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
 from segkit.formats.codec import RESERVED_NAMES
@@ -67,8 +69,12 @@ def path_of(root: str | Path, stem: str, suffix: str) -> Path:
     path = Path(root, check_stem(stem) + suffix)
     if path.exists():
         return path
-    upper = path.with_name(path.name[: -len(suffix)] + suffix.upper())
-    return upper if upper.exists() else path
+    # Each way to write it, 8 for `.png`, rather than a list of the folder, which may hold 100,000 files.
+    for ending in _spellings(suffix):
+        other = path.with_name(path.name[: -len(suffix)] + ending)
+        if other.exists():
+            return other
+    return path
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
@@ -84,6 +90,13 @@ def write_whole(path: str | Path, content: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@lru_cache
+def _spellings(suffix: str) -> tuple[str, ...]:
+    """`suffix` in every mixture of cases, all upper first."""
+    letters = [sorted({c.upper(), c.lower()}) for c in suffix]
+    return tuple("".join(chosen) for chosen in itertools.product(*letters))
 
 
 def _is_shown(name: str) -> bool:

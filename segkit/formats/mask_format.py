@@ -35,6 +35,8 @@ from segkit.ops.choices import (
 )
 
 BACKGROUND = "background"
+# Classes that a message lists: all of them up to four, else the first two.
+_MOST_SHOWN, _FIRST_SHOWN = 4, 2
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,13 @@ class MaskFormat(ABC):
     @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready description; `from_dict` reads it back."""
+
+    def describe(self) -> str:
+        """One short line for messages: `multiclass softmax [sky, road, ...12 in all]`."""
+        values, names = self.to_dict(), list(self.names)
+        if len(names) > _MOST_SHOWN:
+            names = [*names[:_FIRST_SHOWN], f"...{len(names)} in all"]
+        return f"{values['format']} {values['activation']} [{', '.join(names)}]"
 
     def shares_planes(self, other: MaskFormat) -> bool:
         """True if masks of `other` mean the same: equal names in equal planes, whatever activation predicts them."""
@@ -343,6 +352,7 @@ class OverlappingMasks(_SigmoidPerClass):
 
     def decode(self, logits: Tensor) -> Tensor:
         # Compared as logits: no sigmoid to compute, and a tie at 0.5 is "not there", as argmax of two classes says.
+        logits = at_least_float32(logits)  # bfloat16 has too few digits for a threshold
         limits = logits.new_tensor([_logit(t) for t in self.thresholds]).view(1, -1, 1, 1)
         return (logits > limits).to(self.torch_dtype)
 

@@ -113,9 +113,15 @@ class NiftiSlices(Codec):
         cases: dict[str, list[Path]] = {}
         for path in sorted(folder.rglob("*.png")):
             cases.setdefault(path.parent.relative_to(folder).as_posix(), []).append(path)
+        faults = []
         for case, paths in cases.items():
-            self._join(_volume_path(root, case), folder / case, paths)
+            try:
+                self._join(_volume_path(root, case), folder / case, paths)
+            except ValueError as error:
+                faults.append(str(error))  # the other cases are joined all the same
         _remove_empty(folder)
+        if faults:
+            raise ValueError("\n".join(faults))
 
     def _join(self, path: Path, parts: Path, paths: list[Path]) -> None:
         slices = {parse_slice_stem(f"part@{p.stem}")[1:]: read_png(p).pixels for p in paths}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from segkit.formats.files import write_whole
 # 32768 x 32768: a small file can declare more pixels than a machine has memory.
 MAX_PIXELS = 2**30
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
 
 
@@ -64,7 +65,7 @@ def decode_png(content: bytes) -> Png:
         raise ValueError("is a palette PNG without a palette. Restore the file or leave it out.")
     # A palette index is stored exactly like a gray sample of the same depth.
     bare = struct.pack(">IIBBBBB", width, height, bits, _GRAY if kind == _PALETTE else kind, *rest)
-    decoded = _decode_bare(b"".join((_SIGNATURE, _chunk(b"IHDR", bare), *pixels, _chunk(b"IEND", b""))))
+    decoded = _decode_bare(b"".join((PNG_SIGNATURE, _chunk(b"IHDR", bare), *pixels, _chunk(b"IEND", b""))))
     if decoded is None or decoded.shape[:2] != (height, width):
         raise ValueError("cannot be decoded as PNG. Restore the file or leave it out.")
     if kind in (_GRAY, _PALETTE):
@@ -102,39 +103,53 @@ def encode_png(pixels: np.ndarray, palette: np.ndarray | None = None) -> bytes:
     header, _, chunks = _chunks(encoded.tobytes())
     header = header[:9] + bytes([_PALETTE]) + header[10:]
     colors = _chunk(b"PLTE", palette.astype(np.uint8).tobytes())
-    return b"".join((_SIGNATURE, _chunk(b"IHDR", header), colors, *chunks, _chunk(b"IEND", b"")))
+    return b"".join((PNG_SIGNATURE, _chunk(b"IHDR", header), colors, *chunks, _chunk(b"IEND", b"")))
+
+
+def walk_chunks(content: bytes, checked: Collection[bytes] | None = None) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, first byte, byte behind the last) of every chunk of a PNG file, IEND included.
+
+    Args:
+        checked: kinds whose check sum is compared; default all.
+
+    Raises:
+        ValueError: says what is wrong, without the name of the file: cut short, damaged.
+    """
+    view, start = memoryview(content), len(PNG_SIGNATURE)
+    while start + 12 <= len(content):
+        size, kind = struct.unpack_from(">I4s", content, start)
+        end = start + 12 + size
+        if end > len(content):
+            break
+        if checked is None or kind in checked:
+            (stored,) = struct.unpack_from(">I", content, end - 4)
+            if zlib.crc32(view[start + 4 : end - 4]) != stored:
+                raise ValueError(f"is damaged: a check sum is wrong at byte {start}")
+        yield kind, start, end
+        if kind == b"IEND":
+            return
+        start = end
+    raise ValueError("is cut short: the end mark of PNG is missing")
 
 
 def _chunks(content: bytes) -> tuple[bytes, bytes, list[bytes]]:
     """Header, palette (empty if none) and the whole pixel chunks of a PNG file, each checked by its CRC."""
     if not content:
         raise ValueError("is empty. Restore the file or leave it out.")
-    if not content.startswith(_SIGNATURE):
+    if not content.startswith(PNG_SIGNATURE):
         raise ValueError("is no PNG file, whatever its name says. Save the mask as PNG.")
     header, palette, pixels = b"", b"", []
-    view, at = memoryview(content), len(_SIGNATURE)
-    while True:
-        if at + 12 > len(content):
-            raise ValueError("is cut short. Restore the file or leave it out.")
-        size, kind = struct.unpack_from(">I4s", content, at)
-        end = at + 12 + size
-        if end > len(content):
-            raise ValueError("is cut short. Restore the file or leave it out.")
-        if kind == b"IEND":
-            break
+    try:
         # Only what the pixels need: gamma, text or an animation's frames would change nothing in a mask.
-        if kind in (b"IHDR", b"PLTE", b"IDAT"):
-            (crc,) = struct.unpack_from(">I", content, end - 4)
-            if zlib.crc32(view[at + 4 : end - 4]) != crc:
-                raise ValueError("is damaged (a checksum is wrong). Restore the file or leave it out.")
-            data = content[at + 8 : end - 4]
+        for kind, start, end in walk_chunks(content, (b"IHDR", b"PLTE", b"IDAT")):
             if kind == b"IHDR":
-                header = data
+                header = content[start + 8 : end - 4]
             elif kind == b"PLTE":
-                palette = data
-            else:
-                pixels.append(content[at:end])
-        at = end
+                palette = content[start + 8 : end - 4]
+            elif kind == b"IDAT":
+                pixels.append(content[start:end])
+    except ValueError as error:
+        raise ValueError(f"{error}. Restore the file or leave it out.") from None
     if len(header) != 13 or not pixels or len(palette) % 3:
         raise ValueError("is damaged (a part is missing). Restore the file or leave it out.")
     return header, palette, pixels

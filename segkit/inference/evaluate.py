@@ -13,10 +13,10 @@ from torch import Tensor
 from segkit.data.datasets import MaskDataset
 from segkit.data.loaders import eval_loader
 from segkit.formats.codec import Codec
-from segkit.inference.predictor import autocast, pick_device
-from segkit.inference.tiling import image_logits
+from segkit.inference.tiling import check_tile, image_logits
 from segkit.metrics.counts import PixelCounts
 from segkit.metrics.scores import Scores
+from segkit.models.devices import autocast, pick_device
 from segkit.models.segmenter import Segmenter
 
 Progress = Callable[[int, int], None]
@@ -44,7 +44,11 @@ def evaluate(
         progress: called with (images done, images in all).
     """
     if not data.format.shares_planes(model.format):
-        raise ValueError(f"the masks are {data.format}, the model predicts {model.format}: these cannot be compared.")
+        raise ValueError(
+            f"the masks are {data.format.describe()}, the model predicts {model.format.describe()}: these cannot be compared."
+        )
+    check_tile(tile)
+    data = as_stored(data)
     place = pick_device(device)
     model = model.to(place).eval()
     counts = PixelCounts(model.format).to(place)
@@ -60,6 +64,13 @@ def evaluate(
         if progress is not None:
             progress(done, len(data))
     return Scores(counts.compute())
+
+
+def as_stored(data: MaskDataset) -> MaskDataset:
+    """The same samples, neither augmented nor resized: what scores are counted on."""
+    plain = data.without_augment()
+    plain.resize = None
+    return plain
 
 
 def evaluate_predictions(

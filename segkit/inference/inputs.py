@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from segkit.data.images import ImageRef, find_images, image_refs
+from segkit.data.images import ImageRef, image_refs
+from segkit.formats.files import walk
 
 
 @dataclass(frozen=True)
@@ -26,36 +27,69 @@ class Input:
     parent: Path
 
 
-def find_inputs(inputs: Iterable[str | Path], axis: str = "z") -> list[Input]:
-    """All images named by `inputs`, sorted within each, no file twice.
+Broken = list[tuple[Path, str]]
+
+
+def find_inputs(
+    inputs: Iterable[str | Path], axis: str = "z", leave_out: Path | None = None
+) -> tuple[list[Input], Broken]:
+    """All images named by `inputs`, sorted within each, no file twice; and (file, reason) of unreadable volumes.
+
+    Args:
+        axis: volumes are cut across it.
+        leave_out: the folder that predictions go to. What lies below it is no input, and images in it are refused,
+            since masks would be written over them.
 
     Raises:
         ValueError: an input that is not there or holds no image, or two images that would share a mask.
     """
-    found: dict[ImageRef, Input] = {}
+    found: dict[tuple, Input] = {}
+    broken: Broken = []
     for given in inputs:
-        members = _members(given, axis)
-        if not members:
+        members, faults = _members(given, axis, leave_out)
+        if not members and not faults:
             raise ValueError(f"{given}: no images here.")
+        broken += faults
         for member in members:
-            found.setdefault(member.image, member)
-    return _apart(list(found.values()))
+            found.setdefault((member.image.path.resolve(), member.image.axis, member.image.index), member)
+    if leave_out is not None:
+        for item in found.values():
+            if item.parent.resolve() == leave_out.resolve():
+                raise ValueError(
+                    f"{item.image}: its mask would be written over it. Give another --out than {leave_out}."
+                )
+    return _apart(list(found.values())), broken
 
 
-def _members(given: str | Path, axis: str) -> list[Input]:
-    path = Path(given)
-    if path.is_dir():
-        return [Input(ref, stem, path) for stem, ref in find_images(path, axis).items()]
-    if path.exists():
-        return _file(path, axis)
+def _members(given: str | Path, axis: str, leave_out: Path | None) -> tuple[list[Input], Broken]:
+    root = Path(given)
+    if root.is_dir():
+        skipped = None if leave_out is None or leave_out.resolve() == root.resolve() else leave_out.resolve()
+        paths = [path for _, path in sorted(walk(root)) if skipped is None or skipped not in path.resolve().parents]
+        return _images(paths, axis, root, any_suffix=False)
+    if root.exists():
+        return _images([root], axis, root.parent, any_suffix=True)
     if glob.has_magic(str(given)):
-        matches = sorted(Path(p) for p in glob.glob(str(given), recursive=True))
-        return [member for match in matches if match.is_file() for member in _file(match, axis)]
+        matches = sorted(path for path in map(Path, glob.glob(str(given), recursive=True)) if path.is_file())
+        found: list[Input] = []
+        broken: Broken = []
+        for path in matches:
+            members, faults = _images([path], axis, path.parent, any_suffix=True)
+            found += members
+            broken += faults
+        return found, broken
     raise ValueError(f"{given}: no such file or folder, and not a pattern with * or ?.")
 
 
-def _file(path: Path, axis: str) -> list[Input]:
-    return [Input(ref, stem, path.parent) for stem, ref in image_refs(path.parent, path, axis, any_suffix=True)]
+def _images(paths: Iterable[Path], axis: str, root: Path, any_suffix: bool) -> tuple[list[Input], Broken]:
+    found: list[Input] = []
+    broken: Broken = []
+    for path in paths:
+        try:
+            found += [Input(ref, stem, root) for stem, ref in image_refs(root, path, axis, any_suffix)]
+        except ValueError as error:  # a volume whose header cannot be read
+            broken.append((path, str(error)))
+    return found, broken
 
 
 def _apart(inputs: list[Input]) -> list[Input]:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from segkit.formats.classes import class_colors
+from segkit.formats.files import write_whole
 from segkit.formats.mask_format import BACKGROUND, MaskFormat
 
 _OPACITY = 0.5
@@ -63,7 +64,6 @@ def side_by_side(*pictures: np.ndarray, gap: int = 4) -> np.ndarray:
 
 def write_picture(path: Path, picture: np.ndarray) -> None:
     """Write an (H, W, 3) RGB picture as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     done, data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     assert done, path
-    path.write_bytes(data.tobytes())
+    write_whole(path, data.tobytes())

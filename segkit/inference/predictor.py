@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from torch import Tensor
 
 from segkit.data.images import read_image
 from segkit.formats.codec import Codec
+from segkit.formats.files import write_whole
 from segkit.inference.inputs import Input, find_inputs
 from segkit.inference.overlay import draw_overlay, write_picture
-from segkit.inference.tiling import image_logits
+from segkit.inference.tiling import check_tile, image_logits
 from segkit.models.bundle import load_codec, load_model
+from segkit.models.devices import autocast, pick_device
 from segkit.models.segmenter import Segmenter
 
 
@@ -54,7 +56,6 @@ class Predictor:
         codec: how masks are written; by default the codec stored in the bundle. Only files need one.
         device: auto, cpu, cuda, cuda:1, mps.
         tile: side of the windows in pixels; None cuts only images above 4 megapixels.
-        axis: volumes are predicted slice by slice across this axis.
     """
 
     def __init__(
@@ -64,10 +65,8 @@ class Predictor:
         *,
         device: str = "auto",
         tile: int | None = None,
-        axis: str = "z",
     ) -> None:
-        if tile is not None and tile < 32:
-            raise ValueError(f"tile is {tile}: windows need a side of at least 32 pixels.")
+        check_tile(tile)
         if not isinstance(model, Segmenter):
             codec = codec if codec is not None else load_codec(model)
             model = load_model(model)
@@ -75,7 +74,6 @@ class Predictor:
         self.model = model.to(self.device).eval()
         self.codec = codec
         self.tile = tile
-        self.axis = axis
 
     def predict(self, image: np.ndarray) -> np.ndarray:
         """(H, W, P) planes of an (H, W, B) image as stored; (H, W) is taken as one band."""
@@ -116,17 +114,25 @@ class Predictor:
         if self.codec is None:
             raise ValueError("the model was saved without a codec: give `codec`, which says how to write masks.")
         out, report, started = Path(out), PredictReport(), time.monotonic()
-        jobs = find_inputs(inputs, self.axis)
+        jobs, broken = find_inputs(inputs, self.model.axis, leave_out=out)
+        report.failed += [(str(path), reason) for path, reason in broken]
         out.mkdir(parents=True, exist_ok=True)
+        unreadable: set[Path] = set()
         for number, job in enumerate(jobs, start=1):
-            try:
-                self._predict_one(job, self.codec, out, overlay, probabilities)
-                report.done += 1
-            except (ValueError, OSError) as error:
-                report.failed.append((str(job.image), str(error)))
+            if job.image.path not in unreadable:
+                try:
+                    self._predict_one(job, self.codec, out, overlay, probabilities)
+                    report.done += 1
+                except (ValueError, OSError) as error:
+                    # One entry per file, however many slices of a volume it holds.
+                    unreadable.add(job.image.path)
+                    report.failed.append((str(job.image.path), str(error)))
             if progress is not None:
                 progress(number, len(jobs))
-        self.codec.finish(out)
+        try:
+            self.codec.finish(out)
+        except ValueError as error:
+            report.failed.append((str(out), str(error)))
         report.seconds = time.monotonic() - started
         return report
 
@@ -138,33 +144,11 @@ class Predictor:
         if overlay:
             write_picture(out / "_overlay" / f"{job.stem}.png", draw_overlay(image, planes, self.model.format))
         if probabilities:
-            path = out / "_probabilities" / f"{job.stem}.npz"
-            path.parent.mkdir(parents=True, exist_ok=True)
             values = self.model.format.probabilities(logits)[0].to(torch.float16).cpu().numpy()
-            np.savez_compressed(path, probabilities=values, classes=np.array(self.model.format.names))
+            content = io.BytesIO()
+            np.savez_compressed(content, probabilities=values, classes=np.array(self.model.format.names))
+            write_whole(out / "_probabilities" / f"{job.stem}.npz", content.getvalue())
 
     def _planes(self, logits: Tensor) -> np.ndarray:
         pred = self.model.format.decode(logits)[0].cpu().numpy()
         return np.ascontiguousarray(pred.transpose(1, 2, 0)).astype(self.model.format.dtype, copy=False)
-
-
-def pick_device(device: str) -> torch.device:
-    """`auto` is CUDA, else Apple's MPS, else the CPU; any other word as torch takes it."""
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device is {device!r}: expected auto, cpu, cuda, cuda:1 or mps.") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch finds no CUDA GPU here: use `auto` or `cpu`.")
-    return chosen
-
-
-def autocast(device: torch.device) -> AbstractContextManager:
-    """bfloat16 on a CUDA GPU that has it, float32 elsewhere."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.autocast("cuda", torch.bfloat16)
-    return nullcontext()

@@ -38,6 +38,12 @@ def image_logits(model: Segmenter, images: Tensor, tile: int | None = None) -> T
     return F.interpolate(logits, stored_hw, mode="bilinear", align_corners=False)
 
 
+def check_tile(tile: int | None) -> None:
+    """Refuse windows too small to see anything in."""
+    if tile is not None and tile < 32:
+        raise ValueError(f"tile is {tile}: windows need a side of at least 32 pixels.")
+
+
 def blend_windows(model: Segmenter, images: Tensor, side: int) -> Tensor:
     """Average of the logits of overlapping windows, weighted by a Gaussian around each window's centre.
 

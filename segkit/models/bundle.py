@@ -82,6 +82,7 @@ def load_model(
             **described["options"],
         )
         model.statistics = PixelStatistics(**described["statistics"])
+        model.axis = described["axis"]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / DESCRIPTION}: describes no model: {_reason(error)}") from error
     load_weights(model, folder)
@@ -116,6 +117,7 @@ def _describe(model: Segmenter, codec: Codec | None, notes: dict[str, Any]) -> d
         "options": model.recipe.options,
         "in_channels": model.in_channels,
         "resize": model.resize,
+        "axis": model.axis,
         "statistics": asdict(model.statistics),
         "versions": installed_versions(),
         **notes,

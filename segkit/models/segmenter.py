@@ -48,6 +48,7 @@ class Segmenter(nn.Module):
         min_side: smallest side that the network can take.
         resize: None, [height, width] or the length of the longer side, in pixels; used by `predict_logits`.
         pretrained: the encoder has learned before, so training gives it a lower learning rate.
+        axis: x, y or z: slices of volumes are cut across it.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Segmenter(nn.Module):
         min_side: int = 1,
         resize: Resize = None,
         pretrained: bool = False,
+        axis: str = "z",
     ) -> None:
         super().__init__()
         self.mean: Tensor
@@ -72,6 +74,7 @@ class Segmenter(nn.Module):
         self.min_side = min_side
         self.resize = resize
         self.pretrained = pretrained
+        self.axis = axis
         self.statistics = statistics
         self._told_rescale = False
 
@@ -108,6 +111,8 @@ class Segmenter(nn.Module):
         """
         height, width = images.shape[-2:]
         padded = pad_to_stride(self.normalize(images), self.stride, self.min_side)
+        # Whole networks in half precision (bf16-true) take their own type; autocast leaves weights in float32.
+        padded = padded.to(next(self.network.parameters()).dtype)
         try:
             logits = self.network(padded)
         except ValueError as error:
@@ -152,22 +157,22 @@ class Segmenter(nn.Module):
             log.warning("images are %s, the model was made for %s: rescaled by full range.", dtype, trained)
         return _FULL_RANGE[trained] / _FULL_RANGE[dtype]
 
-    def with_format(self, format: MaskFormat) -> Segmenter:
-        """This model with another format of the same classes, such as one with tuned thresholds."""
-        if format.names != self.format.names:
-            raise ValueError(f"the model knows {list(self.format.names)}, the format names {list(format.names)}.")
-        self.format = format
-        return self
-
     def fit_statistics(self, images: Callable[[], Any]) -> None:
-        """Take pixel statistics from training images, unless the encoder brought its own for 8-bit images.
+        """Take pixel statistics from training images where the model has only defaults, or those of another depth.
+
+        Those of a pretrained encoder, of a bundle to fine-tune from, or given by hand stay.
 
         Args:
             images: called without arguments, gives (H, W, B) arrays as stored.
         """
         arrays = iter(images())
         first = next(arrays)
-        if self.statistics.source == "encoder" and first.dtype == "uint8":
+        if first.shape[2] != self.in_channels:
+            raise ValueError(
+                f"the training images have {first.shape[2]} bands, the model takes {self.in_channels}: "
+                "build it with `in_channels` equal to the number of bands."
+            )
+        if self.statistics.source != "default" and str(first.dtype) == self.statistics.dtype:
             return
         fitted = pixel_statistics([first, *arrays])
         self.statistics = replace(fitted, source="data")

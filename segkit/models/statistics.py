@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 IMAGE_DTYPES = ("uint8", "uint16", "float32")
+# 8-bit beside 16-bit is scaled to its full range, as batches are (data/loaders.py, `collate`): 65535 / 255.
+_FULL_RANGE = 257
 
 
 @dataclass(frozen=True)
@@ -39,27 +41,31 @@ def pixel_statistics(images: Iterable[np.ndarray]) -> PixelStatistics:
     """Mean and standard deviation of each band over all pixels of all images.
 
     Args:
-        images: (H, W, B) arrays of one dtype, uint8, uint16 or float32, in stored units.
+        images: (H, W, B) arrays of uint8, uint16 or float32, in stored units.
 
     Returns:
-        Statistics with `source` "data". A band that never changes gets a deviation of 1.
+        Statistics with `source` "data", in units of the widest dtype: 8-bit beside 16-bit counts as scaled to its full
+        range, integers beside float32 as they are. A band that never changes gets a deviation of 1.
 
     Raises:
         ValueError: no image, bands that differ, or values that are not finite.
     """
-    count, dtype = 0, np.dtype(np.uint8)
-    total = square = np.empty(0)
+    bands = None
+    # (3, B) per dtype: number of pixels, sum, sum of squares. The widest dtype is known after the last image.
+    sums: dict[np.dtype, np.ndarray] = {}
     for image in images:
         pixels = image.reshape(-1, image.shape[-1]).astype(np.float64)
-        if count == 0:
-            total, square, dtype = np.zeros(pixels.shape[1]), np.zeros(pixels.shape[1]), image.dtype
-        if pixels.shape[1] != len(total):
-            raise ValueError(f"images have {len(total)} and {pixels.shape[1]} bands: all must have the same number.")
-        count += len(pixels)
-        total += pixels.sum(0)
-        square += (pixels**2).sum(0)
-    if count == 0:
+        bands = pixels.shape[1] if bands is None else bands
+        if pixels.shape[1] != bands:
+            raise ValueError(f"images have {bands} and {pixels.shape[1]} bands: all must have the same number.")
+        found = np.stack([np.full(bands, len(pixels)), pixels.sum(0), (pixels**2).sum(0)])
+        sums[image.dtype] = sums.get(image.dtype, 0) + found
+    if not sums or not next(iter(sums.values()))[0].any():
         raise ValueError("no pixels to take statistics of: the list of images is empty.")
+    dtype = np.result_type(*sums)
+    if dtype == np.uint16 and np.dtype(np.uint8) in sums:
+        sums[np.dtype(np.uint8)] *= [[1], [_FULL_RANGE], [_FULL_RANGE**2]]
+    count, total, square = np.sum(list(sums.values()), axis=0)
     mean = total / count
     if not np.isfinite(mean).all():
         raise ValueError("images hold values that are not finite (NaN or infinite): mend or mask them first.")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,10 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from segkit.formats.codec import Codec
+from segkit.formats.files import write_whole
 from segkit.models.bundle import save_bundle
+
+log = logging.getLogger("segkit")
 
 
 def lower_is_better(monitor: str) -> bool:
@@ -44,6 +47,11 @@ class BestBundle(Callback):
         if math.isnan(value) or (self.best is not None and not self._improves(value)):
             return
         self._save(trainer, module, value)
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if self.best_epoch is None:
+            log.warning("%s was never a number: the weights of the last epoch are kept.", self.monitor)
+            self._save(trainer, module, None)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_epoch": self.best_epoch}
@@ -94,9 +102,7 @@ class MetricsFile(Callback):
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: f"{v:.9g}" for k, v in row.items()} for row in self.rows)
-        fresh = self.path.with_name(self.path.name + ".part")
-        fresh.write_text(text.getvalue(), encoding="utf-8")
-        os.replace(fresh, self.path)
+        write_whole(self.path, text.getvalue().encode())
 
 
 class EpochLines(Callback):

@@ -20,9 +20,12 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import nn
 
 from segkit.data.datasets import MaskDataset
+from segkit.formats.files import write_whole
+from segkit.inference.evaluate import as_stored
 from segkit.losses.build import build_loss
 from segkit.metrics.scores import Scores
 from segkit.models.bundle import load_weights
+from segkit.models.devices import pick_device
 from segkit.models.segmenter import Segmenter
 from segkit.training.callbacks import BestBundle, EpochBar, EpochLines, MetricsFile, lower_is_better
 from segkit.training.environment import describe_environment
@@ -95,12 +98,14 @@ def fit(
     Raises:
         ValueError: arguments that cannot work together, or a run folder that cannot be resumed.
     """
-    out = Path(out)
+    out, place = Path(out), pick_device(device)
     plan = _check(model, train, val, monitor, schedule)
+    val = as_stored(val) if val is not None else None
+    model.axis = train.axis
     checkpoint = _checkpoint_to_resume(out) if resume else None
     if not resume:
         refuse_used_folder(out)
-        model.fit_statistics(lambda: _some_images(train))
+        fit_pixel_statistics(model, train)
     out.mkdir(parents=True, exist_ok=True)
     if channels_last:
         model.to(memory_format=torch.channels_last)
@@ -121,10 +126,10 @@ def fit(
         extra.append(EpochBar())
     with _quiet_lightning():
         trainer = L.Trainer(
-            accelerator={"cuda": "gpu"}.get(device, device),
-            devices=devices,
+            accelerator={"cuda": "gpu"}.get(place.type, place.type),
+            devices=devices if place.index is None else [place.index],
             num_nodes=nodes,
-            precision=_precision(precision, device),  # type: ignore[arg-type]
+            precision=_precision(precision, place),  # type: ignore[arg-type]
             max_epochs=plan.epochs,
             accumulate_grad_batches=plan.accumulate,
             gradient_clip_val=clip_norm,
@@ -140,10 +145,11 @@ def fit(
         )
         if trainer.is_global_zero:
             facts = {**describe_environment(), **_trainer_facts(trainer)}
-            (out / "environment.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+            write_whole(out / "environment.json", (json.dumps(facts, indent=2) + "\n").encode())
+        try:
+            trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:  # how Lightning ends after Ctrl-C
+            raise KeyboardInterrupt from None
     # Only the first process wrote the bundle; the others read it when it is whole.
     trainer.strategy.barrier()
     load_weights(model, out / "model")
@@ -162,7 +168,9 @@ def _check(
         raise ValueError(f"monitor is {monitor!r}: expected one of {', '.join(MONITORS)}.")
     for name, data in (("training", train), ("validation", val)):
         if data is not None and not data.format.shares_planes(model.format):
-            raise ValueError(f"the {name} masks are {data.format}, the model predicts {model.format}: give one format.")
+            raise ValueError(
+                f"the {name} masks are {data.format.describe()}, the model predicts {model.format.describe()}: give one format."
+            )
     return plan
 
 
@@ -179,26 +187,26 @@ def refuse_used_folder(out: Path) -> None:
         raise ValueError(f"{out}: holds a run already. Resume it, choose another folder, or delete it.")
 
 
+def fit_pixel_statistics(model: Segmenter, train: MaskDataset) -> None:
+    """See `Segmenter.fit_statistics`; the images are spread over `train`."""
+    model.fit_statistics(lambda: _some_images(train))
+
+
 def _some_images(data: MaskDataset) -> Iterator[np.ndarray]:
     step = max(1, len(data) // _STATISTICS_IMAGES)
     for index in range(0, len(data), step):
         yield data.read(index).image
 
 
-def _precision(precision: str, device: str) -> str:
+def _precision(precision: str, place: torch.device) -> str:
     if precision != "auto":
         return precision
-    on_cuda = device in ("auto", "cuda") and torch.cuda.is_available()
-    if not on_cuda:
+    if place.type != "cuda":
         return "32-true"
     return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
 
 
 def _loggers(out: Path) -> list[Logger]:
-    try:
-        import tensorboard  # noqa: F401
-    except ImportError:
-        return []
     return [TensorBoardLogger(out, name="tensorboard", version="")]
 
 

@@ -110,6 +110,8 @@ class SegmentationModule(L.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         # Dropout of epoch e depends on (seed, e, rank) alone, so a resumed run draws the same.
+        if self.current_epoch + 1 == self.trainer.max_epochs:
+            self.trainer.check_val_every_n_epoch = 1  # the last epoch is always scored
         torch.manual_seed(hash((self.schedule.seed, self.current_epoch, self.global_rank)) & 0x7FFFFFFF)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -236,6 +236,21 @@ def test_quarter_turns_only_where_the_size_stays():
     assert any(np.array_equal(t[..., 0], np.rot90(square.image[..., 0])) for t in turned)
 
 
+@pytest.mark.parametrize("size_hw", [(4, 40), (40, 4), (1, 40), (1, 1), (5, 5)])
+def test_medical_takes_images_smaller_than_its_grid(size_hw):
+    augment = build_augment("medical", FORMATS["uint8"])
+    sample = Sample("a", np.zeros((*size_hw, 1), np.float32), np.zeros((*size_hw, 1), np.uint8))
+    assert {augment(sample, seed).size_hw for seed in range(60)} == {size_hw}
+
+
+def test_medical_distorts_images_as_large_as_its_grid():
+    def transforms(size_hw):
+        found = build_augment("medical", FORMATS["uint8"])._pipeline((*size_hw, 1))
+        return {type(t).__name__ for t in found._compose.transforms}
+
+    assert transforms((5, 9)) - transforms((4, 9)) == {"GridDistortion"}
+
+
 def test_crop_non_empty_looks_for_classes_above_zero():
     planes = np.zeros((60, 60, 1), np.uint8)
     planes[50:53, 7:9] = 2

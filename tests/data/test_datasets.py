@@ -1,8 +1,10 @@
+from collections import Counter
+
 import numpy as np
 import pytest
 
 from segkit.data.augment import build_augment
-from segkit.data.datasets import MaskDataset, sample_seed
+from segkit.data.datasets import MaskDataset, check_training_sizes, sample_seed
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from tests.data.stand_in import add_sample
@@ -81,6 +83,31 @@ def test_quarantine_heals_a_folder(folder, codec):
     assert ds.quarantined == ["a"]
 
 
+def test_quarantine_takes_file_names_and_tells_what_it_does_not_know(folder, codec):
+    (folder / "images" / "b.png").unlink()
+    names = ["a.png", "b.png", "town/d", "tpyo.png"]
+    ds = MaskDataset(folder / "images", folder / "masks", codec, quarantine=names)
+    assert (ds.stems, ds.quarantined) == (["c", "town/e"], ["a", "town/d"])
+    assert ds.quarantine_unknown == ["tpyo.png"]
+    one = MaskDataset(folder / "images", folder / "masks", codec, stems=["c", "a"], quarantine=names)
+    assert (one.stems, one.quarantined) == (["c"], ["a"])
+
+
+def test_quarantine_of_a_volume_leaves_out_all_its_slices(tmp_path, codec):
+    import nibabel
+
+    (tmp_path / "images").mkdir()
+    for case in ("v", "w"):
+        volume = nibabel.Nifti1Image(np.zeros((4, 5, 3), np.uint8), np.eye(4))
+        nibabel.save(volume, tmp_path / "images" / f"{case}.nii.gz")
+        for z in range(3):
+            codec.write(tmp_path / "masks", f"{case}@z00{z}", np.zeros((5, 4, 1), np.uint8))
+    for name in ("v", "v.nii.gz"):
+        ds = MaskDataset(tmp_path / "images", tmp_path / "masks", codec, quarantine=[name])
+        assert ds.quarantined == ["v@z000", "v@z001", "v@z002"]
+        assert ds.stems == ["w@z000", "w@z001", "w@z002"]
+
+
 def test_subset_and_without_augment_leave_the_original(ds):
     ds.augment = build_augment("light", ds.format)
     small = ds.subset(["town/e", "a"])
@@ -88,7 +115,7 @@ def test_subset_and_without_augment_leave_the_original(ds):
     np.testing.assert_array_equal(small.read(0).image, ds.read(4).image)
     assert small.without_augment().augment is None
     assert small.augment is ds.augment
-    with pytest.raises(ValueError, match=r"no samples town/x\. Close to 'town/x': town/"):
+    with pytest.raises(ValueError, match=r"no samples town/x\. Did you mean `town/"):
         ds.subset(["town/x"])
 
 
@@ -166,8 +193,31 @@ def test_verify_wants_the_same_bands_everywhere(folder, codec):
 
     tifffile.imwrite(folder / "images" / "t.tif", np.zeros((20, 28, 5), np.uint8), planarconfig="contig")
     codec.write(folder / "masks", "t", np.zeros((20, 28, 1), np.uint8))
-    with pytest.raises(ValueError, match=r"images differ in bands: .*a has 3, .*t has 5"):
+    with pytest.raises(ValueError, match=r"bands: .*a has 3 of uint8, .*t has 5 of uint8\. Store"):
         MaskDataset(folder / "images", folder / "masks", codec).verify()
+
+
+def test_verify_says_how_16_bit_gray_differs_from_8_bit_gray_but_takes_depths_that_fit(folder, codec):
+    import cv2
+
+    cv2.imwrite(str(folder / "images" / "t.png"), np.full((20, 28), 40000, np.uint16))
+    codec.write(folder / "masks", "t", np.zeros((20, 28, 1), np.uint8))
+    with pytest.raises(ValueError, match=r"t has 1 of uint16, .*a has 3 of uint8.*unless read as gray"):
+        MaskDataset(folder / "images", folder / "masks", codec).verify()
+    assert MaskDataset(folder / "images", folder / "masks", codec, gray=True).verify() == {(20, 28): 6}
+
+
+def test_sizes_that_do_not_fit_into_a_batch_are_refused_with_the_ways_out():
+    sizes = Counter({(20, 28): 5, (12, 9): 7, **{(i, 1): 1 for i in range(1, 5)}})
+    check_training_sizes(sizes, 1)
+    check_training_sizes(Counter({(20, 28): 5}), 8)
+    check_training_sizes(Counter(), 8)
+    with pytest.raises(
+        ValueError, match=r"6 sizes .*: 12x9 \(7\), 20x28 \(5\), 1x1 \(1\), .*, \.\.\.; a batch of 2"
+    ) as caught:
+        check_training_sizes(sizes, 2)
+    ways = "set `data.crop` (random crops of one size), `data.resize: [height, width]`, or `train.batch_size=1`"
+    assert ways in str(caught.value).replace("Set", "set")
 
 
 # Real data ---------------------------------------------------------------------------------------------

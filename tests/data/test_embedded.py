@@ -1,10 +1,12 @@
 import itertools
 import multiprocessing
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import yaml
 
 from segkit.data import embedded
 from segkit.data.datasets import MaskDataset
@@ -66,6 +68,25 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="holds other things"):
         write_scene(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize("readme", [None, "# My own set\n", "mni152"])
+def test_another_data_set_with_such_folders_is_not_taken_for_the_generated_one(tmp_path, readme):
+    for part, kind in itertools.product(("train", "val", "test"), ("images", "masks")):
+        (tmp_path / part / kind).mkdir(parents=True)
+    if readme is not None:
+        (tmp_path / "README.md").write_text(embedded._MNI152_README if readme == "mni152" else readme)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=r"other things than 'Drawn street scene'.*new or empty, as `data\.root`"):
+        write_scene(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_classes_are_those_of_the_shipped_config():
+    config = yaml.safe_load(
+        (Path(embedded.__file__).parents[1] / "configs" / "mni152_multiclass_unet.yaml").read_text()
+    )
+    assert tuple(c["name"] for c in config["masks"]["classes"]) == MNI152_CLASSES
 
 
 def test_an_empty_folder_is_filled(tmp_path):

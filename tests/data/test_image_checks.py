@@ -55,6 +55,10 @@ def test_every_cut_is_noticed(kind):
         assert header.kind == "other", f"{kind} of {length} bytes passed for whole"
 
 
+def test_the_depth_of_other_kinds_is_not_known_before_decoding():
+    assert check_encoded(b"P5\n3 1\n4095\n" + bytes(6)) == Header("other", None, None)
+
+
 def test_16_bit_png():
     assert check_encoded(encode("png", PICTURE[..., 0].astype(np.uint16))).depth == 16
 

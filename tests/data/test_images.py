@@ -89,6 +89,28 @@ def test_16_bit_png_colours_are_red_green_blue(tmp_path):
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), colours)
 
 
+@pytest.mark.parametrize("suffix", [".pgm", ".jp2"])
+def test_16_bit_gray_of_other_files_keeps_its_values(tmp_path, suffix):
+    stored = GRAY.astype(np.uint16) * 300 + 7
+    cv2.imwrite(str(tmp_path / f"a{suffix}"), stored)
+    for gray in (False, True):
+        np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}", gray), stored[..., None])
+
+
+@pytest.mark.parametrize("suffix", [".ppm", ".jp2"])
+def test_16_bit_colours_of_other_files_are_red_green_blue(tmp_path, suffix):
+    colours = PICTURE.astype(np.uint16) * 300
+    cv2.imwrite(str(tmp_path / f"a{suffix}"), cv2.cvtColor(colours, cv2.COLOR_RGB2BGR))
+    np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}"), colours)
+
+
+@pytest.mark.parametrize("suffix", [".pgm", ".jp2"])
+def test_8_bit_gray_of_other_files_is_repeated(tmp_path, suffix):
+    cv2.imwrite(str(tmp_path / f"a{suffix}"), GRAY)
+    np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}"), np.dstack([GRAY] * 3))
+    np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}", gray=True), GRAY[..., None])
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".tif", ".png", ".webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_orientation_a_camera_noted_is_applied(tmp_path, suffix, orientation):

@@ -1,6 +1,6 @@
 import pytest
 
-from segkit.data.splits import case_of, match_stems, read_stem_list, split_stems
+from segkit.data.splits import case_of, find_stems, match_stems, read_stem_list, split_stems
 
 STEMS = [f"p{patient}_{i}" for patient in range(10) for i in range(7)]
 
@@ -90,6 +90,11 @@ def test_names_match_stems_files_and_volumes():
     ]
     with pytest.raises(ValueError, match=r"list: no samples Image_01, q\. Did you mean `image_01`"):
         match_stems(["Image_01", "q"], ["image_01", "image_02"], "list")
+
+
+def test_only_suffixes_of_files_are_taken_off_a_name():
+    found, lost = find_stems(["scan1.5", "scan2.PNG", "v.NII.GZ"], ["scan1", "scan2", "v@z000"])
+    assert (found, lost) == (["scan2", "v@z000"], ["scan1.5"])
 
 
 def test_case_of():

@@ -228,6 +228,18 @@ def test_a_codec_is_returned_as_it_is_if_its_format_equals():
 # Finding ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["a.Png", "a.pNG", "a.PNG"])
+def test_a_listed_mask_is_read_whatever_the_case_of_its_suffix(tmp_path, name):
+    codec = open_codec("index_png", STREET)
+    planes = random_planes(STREET, 0, (5, 7), ignored=False)
+    codec.write(tmp_path, "a", planes)
+    (tmp_path / "a.png").rename(tmp_path / name)
+    assert codec.stems(tmp_path) == ["a"]
+    np.testing.assert_array_equal(codec.read(tmp_path, "a"), planes)
+    codec.write(tmp_path, "a", planes)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
 def test_stems_skip_what_is_hidden_or_reserved_and_see_any_suffix_case(tmp_path):
     pixels = np.array([[0, 1]], np.uint8)
     for name in ("b.PNG", "a.png", "night/c.png", ".d.png", ".x/e.png", "_overlay/f.png", "_probabilities/g.png"):

@@ -268,3 +268,12 @@ def test_plane_values_say_what_one_stored_value_can_mean():
         _ = OVERLAP.plane_values
     with pytest.raises(ValueError, match="name the class that the mask marks"):
         _ = MaskFormat.binary("background").plane_values
+
+
+def test_describe_is_one_short_line_without_colours():
+    assert SOFTMAX.describe() == "multiclass softmax [sky, road, car]"
+    assert SIGMOID.describe() == "multiclass sigmoid [sky, road, car]"
+    assert OVERLAP.describe() == "multilabel sigmoid [WT, TC, ET]"
+    assert BINARY.describe() == "binary sigmoid [vessel]"
+    assert TWO.describe() == "multiclass softmax [background, vessel]"
+    assert MANY.describe() == "multiclass softmax [0, 1, ...300 in all]"

@@ -14,7 +14,7 @@ def put(*paths):
 
 
 def stems(*inputs):
-    return [i.stem for i in find_inputs(inputs)]
+    return [i.stem for i in find_inputs(inputs)[0]]
 
 
 def test_a_folder_keeps_the_paths_below_it_and_passes_over_what_predict_writes(tmp_path):
@@ -53,4 +53,31 @@ def test_a_volume_gives_its_slices(tmp_path):
 
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 3), np.uint8), np.eye(4)), tmp_path / "head.nii.gz")
     assert stems(tmp_path / "head.nii.gz") == ["head@z000", "head@z001", "head@z002"]
-    assert [i.stem for i in find_inputs([tmp_path], axis="x")] == [f"head@x00{i}" for i in range(4)]
+    assert [i.stem for i in find_inputs([tmp_path], axis="x")[0]] == [f"head@x00{i}" for i in range(4)]
+
+
+def test_one_file_by_two_paths_is_one_input(tmp_path, monkeypatch):
+    put(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert stems("a.png", tmp_path / "a.png", "./a.png") == ["a"]
+
+
+def test_masks_are_never_written_over_images(tmp_path):
+    put(tmp_path / "a.png")
+    for given in (tmp_path, tmp_path / "a.png", f"{tmp_path}/*.png"):
+        with pytest.raises(ValueError, match="would be written over it"):
+            find_inputs([given], leave_out=tmp_path)
+
+
+def test_earlier_predictions_below_an_input_are_no_inputs(tmp_path):
+    put(tmp_path / "a.png", tmp_path / "predictions" / "a.png")
+    found, _ = find_inputs([tmp_path], leave_out=tmp_path / "predictions")
+    assert [i.stem for i in found] == ["a"]
+
+
+def test_an_unreadable_volume_is_named_and_the_rest_is_found(tmp_path):
+    put(tmp_path / "a.png")
+    (tmp_path / "bad.nii.gz").write_bytes(b"nothing")
+    found, broken = find_inputs([tmp_path])
+    assert [i.stem for i in found] == ["a"]
+    assert [path.name for path, _ in broken] == ["bad.nii.gz"]

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from segkit.data.augment import build_augment
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from segkit.inference.evaluate import evaluate, evaluate_predictions
-from segkit.inference.predictor import Predictor, pick_device
+from segkit.inference.predictor import Predictor
 from segkit.models.builder import build_model
 from segkit.models.bundle import save_bundle
 from tests.scenes import FORMATS, default_codec, write_set
@@ -135,19 +136,6 @@ def test_volumes_go_in_and_come_out_as_volumes(tmp_path):
     assert np.array_equal(np.asarray(written.dataobj)[:, :, 2].T, planes[..., 0])
 
 
-def test_devices():
-    assert pick_device("cpu").type == "cpu"
-    assert pick_device("auto").type in ("cpu", "cuda", "mps")
-    with pytest.raises(ValueError, match="expected auto"):
-        pick_device("gpu0")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_cuda_without_a_gpu_is_one_message():
-    with pytest.raises(ValueError, match="finds no CUDA GPU"):
-        pick_device("cuda")
-
-
 def test_tiny_windows_are_refused():
     with pytest.raises(ValueError, match="at least 32"):
         Predictor(model(FORMATS["binary"]), tile=8)
@@ -162,3 +150,52 @@ def test_codec_of_the_run_is_used(tmp_path):
         "disc/s0.png",
         "left/s0.png",
     ]
+
+
+def test_a_broken_volume_is_named_once_and_the_others_are_joined(tmp_path):
+    import nibabel
+
+    format = MaskFormat.multiclass(["left", "right"])
+    codec = open_codec("nifti", format)
+    (tmp_path / "in").mkdir()
+    voxels = np.random.default_rng(0).normal(0, 100, (20, 24, 4)).astype(np.float32)
+    for name in ("a", "b", "c"):
+        nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "in" / f"{name}.nii.gz")
+    whole = (tmp_path / "in" / "b.nii.gz").read_bytes()
+    (tmp_path / "in" / "b.nii.gz").write_bytes(whole[: len(whole) // 2])
+    report = Predictor(model(format, in_channels=1), codec, device="cpu").predict_files(
+        [tmp_path / "in"], tmp_path / "out"
+    )
+    assert [file.rsplit("/", 1)[-1] for file, _ in report.failed] == ["b.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == ["a.nii.gz", "c.nii.gz"]
+
+
+def test_scores_are_counted_on_samples_as_stored(tmp_path):
+    format = FORMATS["exclusive"]
+    data = write_set(tmp_path / "data", format, 2, size_hw=(45, 61))
+    network = model(format)
+    plain = evaluate(network, data, device="cpu", workers=0).to_dict()
+    data.augment = build_augment("light", format, crop=16)
+    data.resize = 20
+    assert evaluate(network, data, device="cpu", workers=0).to_dict() == plain
+    assert data.resize == 20
+
+
+def test_the_model_knows_the_axis_its_volumes_are_cut_across(tmp_path):
+    import nibabel
+
+    format = MaskFormat.multiclass(["background", "organ"])
+    network = model(format, in_channels=1)
+    network.axis = "x"
+    save_bundle(network, tmp_path / "m", open_codec({"name": "nifti", "axis": "x"}, format))
+    (tmp_path / "in").mkdir()
+    nibabel.save(nibabel.Nifti1Image(np.zeros((3, 24, 20), np.float32), np.eye(4)), tmp_path / "in" / "case.nii.gz")
+    report = Predictor(tmp_path / "m", device="cpu").predict_files([tmp_path / "in"], tmp_path / "out")
+    assert (report.done, report.failed) == (3, [])
+
+
+@pytest.mark.parametrize("tile", [0, 8])
+def test_evaluate_refuses_tiny_windows_too(tmp_path, tile):
+    data = write_set(tmp_path / "data", FORMATS["binary"], 1)
+    with pytest.raises(ValueError, match="at least 32"):
+        evaluate(model(FORMATS["binary"]), data, tile=tile)

@@ -23,7 +23,7 @@ def test_every_architecture_takes_any_size_and_any_bands(architecture):
             assert model(torch.randint(0, 255, (2, 4, *size_hw), dtype=torch.uint8)).shape == (2, 3, *size_hw)
 
 
-@pytest.mark.parametrize("architecture", ["deeplabv3", "pan", "upernet"])
+@pytest.mark.parametrize("architecture", ["deeplabv3", "deeplabv3plus", "pan", "upernet"])
 def test_a_training_batch_of_one_where_batchnorm_needs_two_is_one_clear_message(architecture):
     model = build_model(architecture, "resnet18", FORMAT, weights=None)
     with pytest.raises(ValueError, match="batch_size of 2 or more"):
@@ -77,6 +77,31 @@ def test_a_callable_and_its_name_build_the_same_network():
         model = build_model(architecture, "resnet18", FORMAT, weights=None, in_channels=5)
         assert model(torch.zeros(1, 5, 9, 11)).shape == (1, 3, 9, 11)
         assert model.recipe.architecture.endswith(":Tiny")
+
+
+def test_callables_of_any_kind():
+    import functools
+
+    def loose(**options):
+        assert options["depth"] == 3
+        return nn.Conv2d(options["in_channels"], options["classes"], 1)
+
+    for make in (functools.partial(loose, depth=3), functools.partial(Tiny)):
+        model = build_model(make, "an-encoder-of-my-own", FORMAT, weights=None)
+        assert model(torch.zeros(1, 3, 9, 11)).shape == (1, 3, 9, 11)
+    assert build_model(loose, "mine", FORMAT, weights=None, depth=3).recipe.options == {"depth": 3}
+
+
+def test_weights_that_smp_lists_for_an_encoder_are_asked_for_by_name(monkeypatch):
+    import segmentation_models_pytorch as smp
+
+    def fail(**options):
+        assert options["encoder_weights"] == "instagram"
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(smp, "Unet", fail)
+    with pytest.raises(ValueError, match="instagram of resnext101_32x16d could not be downloaded"):
+        build_model("unet", "resnext101_32x16d", FORMAT, weights="instagram")
 
 
 def test_a_failed_download_is_one_message_with_ways_on(monkeypatch):

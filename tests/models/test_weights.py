@@ -66,11 +66,13 @@ def test_fine_tuning_takes_all_but_the_head_onto_other_classes(tmp_path, caplog)
 
 
 def test_fine_tuning_on_the_same_classes_keeps_the_head(tmp_path):
-    base = build_model("unet", "resnet18", FORMAT, weights=None, **SMALL)
+    base = build_model("unet", "resnet18", FORMAT, weights=None, mean=[1, 2, 3], std=[4, 5, 6], **SMALL)
     save_bundle(base, tmp_path / "base")
     again = build_model("unet", "resnet18", FORMAT, weights=str(tmp_path / "base"), **SMALL)
     for name, value in base.network.state_dict().items():
         assert torch.equal(value, again.network.state_dict()[name]), name
+    images = torch.randint(0, 255, (1, 3, 40, 33), dtype=torch.uint8)
+    assert torch.equal(base.eval()(images), again.eval()(images))  # pixel statistics come along
 
 
 def test_a_file_of_encoder_weights(tmp_path):

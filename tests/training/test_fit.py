@@ -164,8 +164,8 @@ def test_stride_padding_is_not_trained_on():
     assert seen == [((2, 3, 33, 47), (2, 1, 33, 47))]
 
 
-def test_two_classes_train_alike_as_softmax_and_as_sigmoid(tmp_path):
-    """One step from equivalent weights: the softmax pair moves as the one logit does."""
+def test_two_classes_have_one_loss_and_one_gradient_as_softmax_and_as_sigmoid():
+    """The second logit of the pair is pushed as the single logit is."""
     sigmoid, softmax = FORMATS["binary"], FORMATS["binary_softmax"]
     logit = torch.randn(2, 1, 5, 7, dtype=torch.float64, requires_grad=True)
     pair = torch.cat([torch.zeros_like(logit), logit.detach()], 1).requires_grad_()
@@ -177,3 +177,49 @@ def test_two_classes_train_alike_as_softmax_and_as_sigmoid(tmp_path):
     two.backward()
     assert one.item() == pytest.approx(two.item(), rel=1e-12)
     assert torch.allclose(logit.grad, pair.grad[:, 1:], atol=1e-15)
+
+
+def test_the_last_epoch_is_validated_however_rarely_others_are(tmp_path):
+    *_, result, _ = run(tmp_path, FORMATS["binary"], epochs=2, validate_every=5)
+    assert result.best_epoch == 1
+    assert result.best is not None
+
+
+def test_a_monitor_that_is_never_a_number_keeps_the_last_weights(tmp_path, caplog):
+    class Broken(torch.nn.Module):
+        def forward(self, logits, target):
+            return logits.sum() * (0 if torch.is_grad_enabled() else float("nan"))
+
+    *_, result, _ = run(tmp_path, FORMATS["binary"], loss=Broken(), monitor="val_loss")
+    assert result.best is None
+    assert "never a number" in caplog.text
+    assert load_model(tmp_path / "run")
+
+
+def test_bands_that_do_not_fit_are_named_before_anything_is_written(tmp_path):
+    model = build_model("unet", "resnet18", FORMATS["binary"], weights=None, in_channels=5, **SMALL)
+    with pytest.raises(ValueError, match="3 bands, the model takes 5"):
+        run(tmp_path, FORMATS["binary"], model=model)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="expected auto"):
+        run(tmp_path, FORMATS["binary"], device="gpu")
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_is_a_keyboard_interrupt(tmp_path):
+    from lightning.pytorch.callbacks import Callback
+
+    class Interrupt(Callback):
+        def on_train_batch_start(self, *_):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, FORMATS["binary"], callbacks=[Interrupt()])
+
+
+def test_whole_networks_in_bfloat16_train(tmp_path):
+    *_, result, _ = run(tmp_path, FORMATS["binary"], epochs=1, precision="bf16-true")
+    assert result.epochs == 1
