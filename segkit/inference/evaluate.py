@@ -45,7 +45,8 @@ def evaluate(
     """
     if not data.format.shares_planes(model.format):
         raise ValueError(
-            f"the masks are {data.format.describe()}, the model predicts {model.format.describe()}: these cannot be compared."
+            f"the masks are {data.format.describe()}, the model predicts {model.format.describe()}: "
+            "these cannot be compared."
         )
     check_tile(tile)
     data = as_stored(data)

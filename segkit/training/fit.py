@@ -169,7 +169,8 @@ def _check(
     for name, data in (("training", train), ("validation", val)):
         if data is not None and not data.format.shares_planes(model.format):
             raise ValueError(
-                f"the {name} masks are {data.format.describe()}, the model predicts {model.format.describe()}: give one format."
+                f"the {name} masks are {data.format.describe()}, the model predicts {model.format.describe()}: "
+                "give both one format."
             )
     return plan
 

@@ -148,7 +148,7 @@ def test_a_used_run_folder_is_refused(tmp_path):
 
 
 def test_masks_of_another_format_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="give one format"):
+    with pytest.raises(ValueError, match="give both one format"):
         run(tmp_path, FORMATS["binary"], model=small_model(FORMATS["exclusive"]))
 
 
