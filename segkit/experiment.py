@@ -100,6 +100,9 @@ def open_parts(config: Experiment, codec: Codec, gray: bool = False) -> Parts:
         open_part(config, name, codec, gray=gray) if getattr(config.data, name) is not None else None
         for name in ("val", "test")
     )
+    unknown = set.intersection(*(set(data.quarantine_unknown) for data in (train, val, test) if data is not None))
+    if unknown:
+        log.warning("data.quarantine names samples that no part holds: %s.", ", ".join(sorted(unknown)[:5]))
     return Parts(train, val, test)
 
 

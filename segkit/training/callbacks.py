@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from segkit.formats.codec import Codec
 from segkit.formats.files import write_whole
 from segkit.models.bundle import save_bundle
+from segkit.training.module import MONITORS
 
 log = logging.getLogger("segkit")
 
@@ -82,9 +83,10 @@ class MetricsFile(Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        values = {k: float(v) for k, v in trainer.callback_metrics.items() if k != "loss"}
-        row["train_loss"] = values.pop("train_loss")
-        row.update(sorted(values.items()))
+        metrics = trainer.callback_metrics
+        row["train_loss"] = float(metrics["train_loss"])
+        if _validated(trainer, module):
+            row.update({name: float(metrics[name]) for name in MONITORS})
         row["lr"] = trainer.optimizers[0].param_groups[-1]["lr"]
         self.rows.append(row)
         if trainer.is_global_zero:
@@ -122,12 +124,17 @@ class EpochLines(Callback):
         metrics = trainer.callback_metrics
         parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"loss {float(metrics['train_loss']):.4f}"]
         monitor = self.best.monitor
-        if monitor is not None and monitor in metrics:
+        if monitor is not None and _validated(trainer, module):
             parts.append(f"{monitor} {float(metrics[monitor]):.4f}")
             if self.best.best is not None and self.best.best_epoch is not None:
                 parts.append(f"best {self.best.best:.4f} (epoch {self.best.best_epoch + 1})")
         parts.append(f"{time.monotonic() - self._started_s:.1f} s")
         self.tell("  ".join(parts))
+
+
+def _validated(trainer: L.Trainer, module: L.LightningModule) -> bool:
+    """False in an epoch without validation, in which Lightning still holds the scores of an earlier one."""
+    return module.scored_epoch == trainer.current_epoch  # type: ignore[return-value]
 
 
 class EpochBar(RichProgressBar):

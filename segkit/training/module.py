@@ -75,6 +75,7 @@ class SegmentationModule(L.LightningModule):
         self.shown = shown
         self.counts = PixelCounts(model.format)
         self.scores: Scores | None = None
+        self.scored_epoch: int | None = None
         self._train, self._val = train, val
         self._val_losses: list[Tensor] = []
 
@@ -150,6 +151,7 @@ class SegmentationModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.scores = Scores(self.counts.compute())
+        self.scored_epoch = self.current_epoch
         means = self.scores.means()
         for name in MONITORS[:-1]:
             # A mean over no class at all, where every pixel is ignored, is as bad as can be.

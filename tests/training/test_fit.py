@@ -223,3 +223,12 @@ def test_ctrl_c_is_a_keyboard_interrupt(tmp_path):
 def test_whole_networks_in_bfloat16_train(tmp_path):
     *_, result, _ = run(tmp_path, FORMATS["binary"], epochs=1, precision="bf16-true")
     assert result.epochs == 1
+
+
+def test_epochs_without_validation_have_no_scores(tmp_path):
+    *_, lines = run(tmp_path, FORMATS["binary"], epochs=3, validate_every=2)
+    with open(tmp_path / "run" / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["pooled_iou"]) for row in rows] == [False, True, True]
+    assert all(row["train_loss"] for row in rows)
+    assert ["pooled_iou" in line for line in lines] == [False, True, True]
