@@ -51,14 +51,7 @@ def open_masks(masks: MasksConfig, axis: str = "z") -> Codec:
     Args:
         axis: volumes are cut across it, masks as images.
     """
-    if masks.format == "multiclass" and isinstance(masks.threshold, list):
-        raise ValueError(
-            "masks.threshold is a list: a multiclass format has one threshold, below which a pixel is none."
-        )
-    described: dict[str, Any] = masks.model_dump(include={"format", "classes", "activation"})
-    if masks.threshold is not None:
-        described["threshold" if masks.format == "multiclass" else "thresholds"] = masks.threshold
-    format = MaskFormat.from_dict(described)
+    format = MaskFormat.from_config(masks.model_dump(include={"format", "classes", "activation", "threshold"}))
     spec: dict[str, Any] = {"name": masks.codec} if isinstance(masks.codec, str) else dict(masks.codec)
     if masks.ignored_values:
         if "ignored_values" in spec:

@@ -116,6 +116,13 @@ class MaskFormat(ABC):
             )
         return doors[word](classes, **options)
 
+    @staticmethod
+    def from_config(values: Mapping[str, Any]) -> MaskFormat:
+        """`from_dict` for the `masks` section of a config, where `threshold` is one number or one per class."""
+        key = "threshold" if values.get("format") == "multiclass" else "thresholds"
+        rest = {name: value for name, value in values.items() if name != "threshold"}
+        return MaskFormat.from_dict({**rest, key: values.get("threshold")})
+
     # What it holds -------------------------------------------------------------------------------------
 
     @property
@@ -173,7 +180,6 @@ class MaskFormat(ABC):
         return mine == theirs
 
     # Verbs on tensors ----------------------------------------------------------------------------------
-
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
         """(N, C, H, W) logits to probabilities in [0, 1], in float32 or better."""
@@ -386,8 +392,8 @@ def _per_class(thresholds: float | Sequence[float], count: int) -> tuple[float, 
 
 
 def _check_threshold(threshold: float) -> None:
-    if not 0.0 < threshold < 1.0:
-        raise ValueError(f"threshold {threshold}: expected a probability between 0 and 1, both excluded.")
+    if not isinstance(threshold, (int, float)) or not 0.0 < threshold < 1.0:
+        raise ValueError(f"threshold {threshold}: expected one probability between 0 and 1, both excluded.")
 
 
 def _logit(probability: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from segkit.formats.mask_format import MaskFormat
 
 
-class SegmentationLoss(nn.Module):
+class SegmentationLoss(nn.Module, ABC):
     """A loss that knows the mask format: `loss(logits, target)` is a scalar in float32 or better.
 
     Ignored pixels move neither its value nor a gradient, even where the logits there are infinite or NaN. A batch
@@ -27,9 +28,9 @@ class SegmentationLoss(nn.Module):
         """Loss of (N, C, H, W) logits against (N, P, H, W) planes."""
         return self.measure(admit(logits, target, self.format), target)
 
+    @abstractmethod
     def measure(self, logits: Tensor, target: Tensor) -> Tensor:
         """The same for logits that `admit` let in; what a loss implements."""
-        raise NotImplementedError
 
 
 def admit(logits: Tensor, target: Tensor, format: MaskFormat) -> Tensor:

@@ -7,6 +7,8 @@ single valid pixel costs 0 and has no gradient.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor
 
@@ -26,9 +28,9 @@ class _OverlapLoss(SegmentationLoss):
         sums = overlap_sums(self.format.probabilities(logits), self.format.expand(target), self.format.valid(target))
         return 1.0 - self.ratio(sums).mean()
 
+    @abstractmethod
     def ratio(self, sums: OverlapSums) -> Tensor:
         """(C,) in [0, 1]; 1 is a perfect match."""
-        raise NotImplementedError
 
 
 class Dice(_OverlapLoss):
