@@ -1,0 +1,261 @@
+"""Sums and gradients of one tile of pixels: the definition of what `segkit.ops.loss_sums` sums.
+
+With p the probabilities, t the truth (0 or 1), q the truth after label smoothing, w the weight of a choice, and l the
+log-probability of its truth:
+
+    pixel term   f = (1 - exp l)^γ · -l                 γ = 0: cross entropy; else focal loss (Lin et al. 2017)
+    softmax      ∂f/∂z_k = f'(l) · (q_k - p_k)          ∂p_j/∂z_k = p_j · ([j = k] - p_k)
+    sigmoid      ∂f_k/∂z_k = f'(l_k) · (q_k - p_k)      ∂p_k/∂z_k = p_k · (1 - p_k)
+
+All arithmetic is in float32, or float64 for float64 logits, and in a fixed order: equal inputs give equal sums.
+Ignored pixels move nothing, even where their logits are infinite or NaN.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# A logit whose probability is 0, exactly, in float32 and float64; finite, since 0 · infinity is NaN.
+_NEVER = -1e4
+# Above it softplus is the identity in float64; torch's own limit of 20 is meant for float32.
+_SOFTPLUS_LIMIT = 40.0
+
+
+class Choices(NamedTuple):
+    """How planes and logits belong together.
+
+    Attributes:
+        softmax: one choice among C classes per pixel; else C choices of two outcomes.
+        index_planes: one plane of class indices; else C planes of 0 and 1.
+        ignore_index: a plane's value where the choice is not known.
+    """
+
+    softmax: bool
+    index_planes: bool
+    ignore_index: int
+
+
+class TileLoss:
+    """Sums over one tile, and the gradient of its logits.
+
+    Args:
+        gamma: exponent of the pixel term, None for no pixel term.
+        smoothing, class_weights: see `segkit.ops.loss_sums.PixelTerm`.
+        overlap: whether p·t and p are summed.
+    """
+
+    def __init__(
+        self,
+        choices: Choices,
+        num_classes: int,
+        gamma: float | None,
+        smoothing: float,
+        class_weights: Tensor | None,
+        overlap: bool,
+    ) -> None:
+        self.choices, self.num_classes = choices, num_classes
+        self.gamma, self.smoothing, self.class_weights, self.overlap = gamma, smoothing, class_weights, overlap
+
+    def forward(self, z: Tensor, planes: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Sums of a tile.
+
+        Args:
+            z: (C, n) logits in any float type.
+            planes: (P, n).
+
+        Returns:
+            (2 + 3 C,) sums in the order of `LossSums`; and for softmax (n,) log Σ exp of each pixel: infinite where
+            ignored, NaN where ignored logits must be hidden.
+        """
+        return self._softmax_forward(z, planes[0]) if self.choices.softmax else self._sigmoid_forward(z, planes)
+
+    def backward(self, z: Tensor, planes: Tensor, normalizer: Tensor | None, grad: Tensor) -> Tensor:
+        """(C, n) gradient of the logits from the (2 + 3 C,) gradient of the sums; a new tensor."""
+        if normalizer is not None:
+            return self._softmax_backward(z, planes[0], normalizer, grad)
+        return self._sigmoid_backward(z, planes, grad)
+
+    # Softmax -------------------------------------------------------------------------------------------
+
+    def _softmax_forward(self, z: Tensor, plane: Tensor) -> tuple[Tensor, Tensor]:
+        truth, valid = self._truth_of(plane)
+        top = _wide(z.amax(0))
+        p = z - top
+        hidden = ~valid & ~top.isfinite()
+        _fill(p, hidden, 0.0)
+        at_truth = p.gather(0, truth[None])[0]
+        spread = p.mean(0) if self.smoothing else None
+        total = p.exp_().sum(0)
+        log_total = total.log()
+        counted = torch.where(valid, truth, self.num_classes)
+        sums = [p.new_zeros(2)]
+        if self.gamma is not None:
+            log_p = at_truth - log_total
+            if spread is not None:
+                log_p = (1.0 - self.smoothing) * log_p + self.smoothing * (spread - log_total)
+            weights = self._index_weights(truth, valid, p.dtype)
+            sums[0][0] = torch.where(valid, weights * self._term(log_p), 0.0).sum()
+            sums[0][1] = weights.sum()
+        if self.overlap:
+            both = torch.where(valid, (at_truth - log_total).exp(), 0.0)
+            # A matrix product sums p / Σ exp over the pixels without writing it.
+            sums += [self._by_class(counted, both), torch.mv(p, torch.where(valid, total.reciprocal(), 0.0))]
+        else:
+            sums += [p.new_zeros(2 * self.num_classes)]
+        sums.append(self._by_class(counted, torch.ones_like(total)))
+        normalizer = torch.where(valid, top + log_total, torch.inf).masked_fill_(hidden, torch.nan)
+        return torch.cat(sums), normalizer
+
+    def _softmax_backward(self, z: Tensor, plane: Tensor, normalizer: Tensor, grad: Tensor) -> Tensor:
+        truth, valid = self._truth_of(plane)
+        p = (z - normalizer).exp_()  # 0 where ignored
+        _fill(p, ~valid & normalizer.isnan(), 0.0)
+        factor, at_truth = p.new_zeros(()), p.new_zeros(())
+        by_class = None
+        if self.overlap:
+            grad_both, by_class = grad[2:].split(self.num_classes)[:2]
+            of_truth = p.gather(0, truth[None])[0] * grad_both[truth]
+            factor = -(torch.mv(p.T, by_class) + of_truth)
+            at_truth = of_truth
+        if self.gamma is not None:
+            slope = grad[0] * self._index_weights(truth, valid, p.dtype)
+            if self.gamma:
+                log_p = _wide(z.gather(0, truth[None])[0]) - normalizer
+                slope = torch.where(valid, slope * self._slope(log_p), 0.0)
+            factor = factor + slope
+            at_truth = at_truth - (1.0 - self.smoothing) * slope
+        result = p.mul_(factor if by_class is None else by_class[:, None] + factor)
+        if self.gamma is not None and self.smoothing:
+            result -= slope * (self.smoothing / self.num_classes)
+        return result.scatter_add_(0, truth[None], at_truth[None])
+
+    def _truth_of(self, plane: Tensor) -> tuple[Tensor, Tensor]:
+        """(n,) int64 class indices, 0 where ignored, and (n,) bool where not."""
+        valid = plane != self.choices.ignore_index
+        return torch.where(valid, plane, 0).long(), valid
+
+    def _index_weights(self, truth: Tensor, valid: Tensor, dtype: torch.dtype) -> Tensor:
+        """(n,) weight of the true class, 0 where ignored."""
+        if self.class_weights is None:
+            return valid.to(dtype)
+        return torch.where(valid, self.class_weights.to(dtype)[truth], 0.0)
+
+    def _by_class(self, index: Tensor, amounts: Tensor) -> Tensor:
+        """(C,) sums of (n,) amounts by class; the index C is left out."""
+        if index.device.type == "cpu":
+            return torch.bincount(index, amounts, minlength=self.num_classes + 1)[: self.num_classes]
+        # bincount would wait for the device, and add in any order.
+        classes = torch.arange(self.num_classes, device=index.device)
+        return torch.mv((index == classes[:, None]).to(amounts.dtype), amounts)
+
+    # Sigmoid -------------------------------------------------------------------------------------------
+
+    def _sigmoid_forward(self, z: Tensor, planes: Tensor) -> tuple[Tensor, None]:
+        z, truth, valid = self._hide(z, planes)
+        counts = truth.sum(1)
+        sums = [z.new_zeros(2)]
+        if self.gamma is not None:
+            terms = self._term(self._bernoulli(z, truth, valid))
+            if self.class_weights is not None:
+                terms *= self._map_weights(truth)
+            sums[0][0] = terms.sum()
+            known = valid.to(z.dtype).sum(1).expand(self.num_classes)
+            sums[0][1] = (known - counts).sum() + (self._weights(z) * counts).sum()
+        if self.overlap:
+            p = z.sigmoid()
+            sums += [_dot(p, truth), p.sum(1)]
+        else:
+            sums += [z.new_zeros(2 * self.num_classes)]
+        return torch.cat([*sums, counts]), None
+
+    def _sigmoid_backward(self, z: Tensor, planes: Tensor, grad: Tensor) -> Tensor:
+        z, truth, valid = self._hide(z, planes)
+        p = z.sigmoid()
+        result = None
+        if self.overlap:
+            grad_both, grad_probs = (part[:, None] for part in grad[2:].split(self.num_classes)[:2])
+            result = torch.addcmul(grad_probs, truth, grad_both).mul_(torch.addcmul(p, p, p, value=-1.0))
+        if self.gamma is not None:
+            slope = grad[0] if self.class_weights is None else grad[0] * self._map_weights(truth)
+            if self.gamma:
+                slope = slope * self._slope(self._bernoulli(z, truth, valid))
+            # At ignored pixels both are 0.
+            wrong = p.sub_(truth if not self.smoothing else self._smoothed(truth, valid)).mul_(slope)
+            result = wrong if result is None else result.add_(wrong)
+        assert result is not None
+        return result
+
+    def _hide(self, z: Tensor, planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(C, n) logits, `_NEVER` where ignored; (C, n) truth as 0 and 1; (C or 1, n) bool valid."""
+        valid = planes != self.choices.ignore_index
+        if self.choices.index_planes:
+            classes = torch.arange(self.num_classes, device=planes.device, dtype=planes.dtype)
+            truth = planes == classes[:, None]
+        else:
+            truth = planes == 1
+        z = _wide(z)
+        ignored = ~valid
+        if not _none(ignored):
+            z = z.masked_fill(ignored, _NEVER)
+        return z, truth.to(z.dtype), valid
+
+    def _bernoulli(self, z: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+        """(C, n) log-probability of the truth, 0 where ignored."""
+        truth = truth if not self.smoothing else self._smoothed(truth, valid)
+        return torch.mul(truth, z).sub_(F.softplus(z, threshold=_SOFTPLUS_LIMIT))
+
+    def _smoothed(self, truth: Tensor, valid: Tensor) -> Tensor:
+        return truth * (1.0 - self.smoothing) + valid.to(truth.dtype) * (0.5 * self.smoothing)
+
+    def _weights(self, like: Tensor) -> Tensor:
+        """(C,) weight of a class that is there."""
+        return like.new_ones(self.num_classes) if self.class_weights is None else self.class_weights.to(like.dtype)
+
+    def _map_weights(self, truth: Tensor) -> Tensor:
+        """(C, n) weight of each choice: of the class where it is there, 1 where it is not."""
+        return 1.0 + truth * (self._weights(truth)[:, None] - 1.0)
+
+    # Pixel terms ---------------------------------------------------------------------------------------
+
+    def _term(self, log_p: Tensor) -> Tensor:
+        """f(l) of the log-probability of the truth; may work in place."""
+        if not self.gamma:
+            return log_p.neg_()
+        return _miss(log_p) ** self.gamma * -log_p
+
+    def _slope(self, log_p: Tensor) -> Tensor:
+        """-f'(l) for gamma above 0."""
+        assert self.gamma
+        miss = _miss(log_p)
+        return miss**self.gamma - self.gamma * miss ** (self.gamma - 1.0) * log_p.exp() * log_p
+
+
+def _miss(log_p: Tensor) -> Tensor:
+    """1 - p of the truth."""
+    # expm1 keeps the digits of 1 - p near 1. At 0 the slope of x^gamma is infinite for gamma < 1, and infinite · 0 is
+    # NaN: hence the smallest positive number in its place.
+    return (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """(C,) Σ a·b over the pixels of (C, n) tensors, without writing the product."""
+    return torch.bmm(a[:, None], b[:, :, None]).flatten()
+
+
+def _fill(values: Tensor, where: Tensor, value: float) -> None:
+    """Write `value` into the (C, n) columns that (n,) `where` names."""
+    if not _none(where):
+        values.masked_fill_(where, value)
+
+
+def _none(mask: Tensor) -> bool:
+    """True if surely no element holds. A GPU is never asked: it would have to be waited for."""
+    return mask.device.type == "cpu" and not mask.any()
