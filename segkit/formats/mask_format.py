@@ -15,7 +15,6 @@ All three stand in one file, longer than others, because the doors of `MaskForma
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segkit.formats.activation import check_activation, check_threshold, logit, per_class
 from segkit.formats.classes import MaskClass, classes_to_list, parse_classes
 from segkit.ops.choices import (
     at_least_float32,
@@ -33,10 +33,12 @@ from segkit.ops.choices import (
     softmax_log_likelihood,
     softmax_weights,
 )
+from segkit.ops.counts import count_binary, count_indices
+from segkit.ops.decode import decode_above, decode_indices
+from segkit.ops.loss_tiles import Choices
+from segkit.ops.upsample import CoarseLogits
 
 BACKGROUND = "background"
-# Classes that a message lists: all of them up to four, else the first two.
-_MOST_SHOWN, _FIRST_SHOWN = 4, 2
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class MaskFormat(ABC):
 
     classes: tuple[MaskClass, ...]
     classes_overlap: ClassVar[bool] = False
+    _softmax: ClassVar[bool] = False
+    _index_planes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", parse_classes(self.classes))
@@ -59,7 +63,7 @@ class MaskFormat(ABC):
     @staticmethod
     def binary(name: str | MaskClass = "foreground", activation: str = "sigmoid", threshold: float = 0.5) -> MaskFormat:
         """One class against background: one sigmoid logit, or the same model as a softmax over two classes."""
-        if _check_activation(activation) == "softmax":
+        if check_activation(activation) == "softmax":
             return ExclusiveMask((MaskClass(BACKGROUND), *parse_classes([name])))
         return OverlappingMasks(parse_classes([name]), (threshold,))
 
@@ -73,13 +77,13 @@ class MaskFormat(ABC):
             ValueError: `activation` is softmax, whose probabilities sum to 1 and so allow one class per pixel.
         """
         parsed = parse_classes(classes)
-        if _check_activation(activation) == "softmax":
+        if check_activation(activation) == "softmax":
             raise ValueError(
                 f"softmax over overlapping classes {[c.name for c in parsed]}: softmax probabilities sum to 1, so it "
                 "can name only one class per pixel and would forbid the overlap. Use activation `sigmoid`, or "
                 "format `multiclass` if the classes exclude each other."
             )
-        return OverlappingMasks(parsed, _per_class(thresholds, len(parsed)))
+        return OverlappingMasks(parsed, per_class(thresholds, len(parsed)))
 
     @staticmethod
     def multiclass(classes: Iterable, activation: str = "softmax", threshold: float | None = None) -> MaskFormat:
@@ -90,7 +94,7 @@ class MaskFormat(ABC):
                 *none*, which is `ignore_index` in a prediction and scores as a miss.
         """
         parsed = parse_classes(classes)
-        if _check_activation(activation) == "sigmoid":
+        if check_activation(activation) == "sigmoid":
             return OneVsRestMask(parsed, threshold)
         if threshold is not None:
             raise ValueError("a threshold on softmax classes: softmax takes the best class; drop the threshold.")
@@ -170,8 +174,8 @@ class MaskFormat(ABC):
     def describe(self) -> str:
         """One short line for messages: `multiclass softmax [sky, road, ...12 in all]`."""
         values, names = self.to_dict(), list(self.names)
-        if len(names) > _MOST_SHOWN:
-            names = [*names[:_FIRST_SHOWN], f"...{len(names)} in all"]
+        if len(names) > 4:
+            names = [*names[:2], f"...{len(names)} in all"]
         return f"{values['format']} {values['activation']} [{', '.join(names)}]"
 
     def shares_planes(self, other: MaskFormat) -> bool:
@@ -180,6 +184,12 @@ class MaskFormat(ABC):
         return mine == theirs
 
     # Verbs on tensors ----------------------------------------------------------------------------------
+
+    @property
+    def choices(self) -> Choices:
+        """How planes and logits belong together: what the operators of `segkit.ops` need to know of a format."""
+        return Choices(self._softmax, self._index_planes, self.ignore_index)
+
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
         """(N, C, H, W) logits to probabilities in [0, 1], in float32 or better."""
@@ -193,8 +203,12 @@ class MaskFormat(ABC):
         return target != self.ignore_index
 
     @abstractmethod
-    def decode(self, logits: Tensor) -> Tensor:
-        """(N, C, H, W) logits to (N, P, H, W) planes of `torch_dtype`."""
+    def decode(self, logits: Tensor | CoarseLogits) -> Tensor:
+        """(N, C, H, W) logits to (N, P, H, W) planes of `torch_dtype`; coarse logits are never upsampled whole."""
+
+    @abstractmethod
+    def count(self, pred: Tensor, target: Tensor) -> Tensor:
+        """(N, C, 4) int64 [tp, fp, fn, tn] over valid choices, from (N, P, H, W) planes; see `segkit.ops.counts`."""
 
     @abstractmethod
     def log_likelihood(self, logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -228,6 +242,7 @@ class _OnePlane(MaskFormat):
     """Class indices in one plane: exactly one class per pixel."""
 
     num_planes = 1
+    _index_planes: ClassVar[bool] = True
 
     @property
     def dtype(self) -> np.dtype:
@@ -242,6 +257,9 @@ class _OnePlane(MaskFormat):
     def expand(self, target: Tensor) -> Tensor:
         indices = torch.arange(self.num_classes, device=target.device, dtype=target.dtype)
         return target == indices.view(1, -1, 1, 1)
+
+    def count(self, pred: Tensor, target: Tensor) -> Tensor:
+        return count_indices(pred, target, self.num_classes, self.ignore_index)
 
 
 class _SigmoidPerClass(MaskFormat):
@@ -261,15 +279,16 @@ class _SigmoidPerClass(MaskFormat):
 class ExclusiveMask(_OnePlane):
     """Exactly one class per pixel: softmax, probabilities sum to 1, decoded by argmax."""
 
+    _softmax: ClassVar[bool] = True
+
     def to_dict(self) -> dict[str, Any]:
         return {"format": "multiclass", "activation": "softmax", "classes": classes_to_list(self.classes)}
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return at_least_float32(logits).softmax(1)
 
-    def decode(self, logits: Tensor) -> Tensor:
-        # max().indices, not argmax(): the same answer in a quarter of the time on a CPU.
-        return logits.max(1, keepdim=True).indices.to(self.torch_dtype)
+    def decode(self, logits: Tensor | CoarseLogits) -> Tensor:
+        return decode_indices(CoarseLogits.of(logits), self.torch_dtype)
 
     def log_likelihood(self, logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
         return softmax_log_likelihood(logits, target, self.valid(target), smoothing)
@@ -292,17 +311,15 @@ class OneVsRestMask(_OnePlane, _SigmoidPerClass):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.threshold is not None:
-            _check_threshold(self.threshold)
+            check_threshold(self.threshold)
 
     def to_dict(self) -> dict[str, Any]:
         values = {"format": "multiclass", "activation": "sigmoid", "classes": classes_to_list(self.classes)}
         return values if self.threshold is None else {**values, "threshold": self.threshold}
 
-    def decode(self, logits: Tensor) -> Tensor:
-        best, index = logits.max(1, keepdim=True)
-        if self.threshold is not None:
-            index = torch.where(best > _logit(self.threshold), index, self.ignore_index)
-        return index.to(self.torch_dtype)
+    def decode(self, logits: Tensor | CoarseLogits) -> Tensor:
+        limit = None if self.threshold is None else logit(self.threshold)
+        return decode_indices(CoarseLogits.of(logits), self.torch_dtype, limit, self.ignore_index)
 
 
 @dataclass(frozen=True)
@@ -322,7 +339,7 @@ class OverlappingMasks(_SigmoidPerClass):
         if len(thresholds) != self.num_classes:
             raise ValueError(f"{len(thresholds)} thresholds for {self.num_classes} classes: give one per class.")
         for threshold in thresholds:
-            _check_threshold(threshold)
+            check_threshold(threshold)
         object.__setattr__(self, "thresholds", thresholds)
 
     @property
@@ -331,8 +348,7 @@ class OverlappingMasks(_SigmoidPerClass):
 
     @property
     def dtype(self) -> np.dtype:
-        # Planes hold 0, 1 or ignored, however many classes there are.
-        return np.dtype(np.uint8)
+        return np.dtype(np.uint8)  # 0, 1 or ignored, however many classes there are
 
     @property
     def plane_values(self) -> dict[str, int]:
@@ -356,11 +372,12 @@ class OverlappingMasks(_SigmoidPerClass):
     def expand(self, target: Tensor) -> Tensor:
         return target == 1
 
-    def decode(self, logits: Tensor) -> Tensor:
+    def count(self, pred: Tensor, target: Tensor) -> Tensor:
+        return count_binary(pred, target, self.ignore_index)
+
+    def decode(self, logits: Tensor | CoarseLogits) -> Tensor:
         # Compared as logits: no sigmoid to compute, and a tie at 0.5 is "not there", as argmax of two classes says.
-        logits = at_least_float32(logits)  # bfloat16 has too few digits for a threshold
-        limits = logits.new_tensor([_logit(t) for t in self.thresholds]).view(1, -1, 1, 1)
-        return (logits > limits).to(self.torch_dtype)
+        return decode_above(CoarseLogits.of(logits), [logit(t) for t in self.thresholds], self.torch_dtype)
 
 
 def _binary_of(
@@ -374,27 +391,8 @@ def _binary_of(
             f"a binary format with classes {[c.name for c in parsed]}: name the one class that the mask marks, "
             "or use multiclass (one class per pixel) or multilabel (classes may overlap)."
         )
-    if _check_activation(activation) == "sigmoid":
-        return OverlappingMasks(parsed, _per_class(0.5 if thresholds is None else thresholds, 1))
+    if check_activation(activation) == "sigmoid":
+        return OverlappingMasks(parsed, per_class(0.5 if thresholds is None else thresholds, 1))
     if thresholds is not None:
         raise ValueError("a threshold on softmax classes: softmax takes the best class; drop the threshold.")
     return MaskFormat.binary(parsed[0], activation)
-
-
-def _check_activation(activation: str) -> str:
-    if activation not in ("softmax", "sigmoid"):
-        raise ValueError(f"activation is {activation!r}: expected softmax or sigmoid.")
-    return activation
-
-
-def _per_class(thresholds: float | Sequence[float], count: int) -> tuple[float, ...]:
-    return (float(thresholds),) * count if isinstance(thresholds, (int, float)) else tuple(thresholds)
-
-
-def _check_threshold(threshold: float) -> None:
-    if not isinstance(threshold, (int, float)) or not 0.0 < threshold < 1.0:
-        raise ValueError(f"threshold {threshold}: expected one probability between 0 and 1, both excluded.")
-
-
-def _logit(probability: float) -> float:
-    return math.log(probability / (1.0 - probability))

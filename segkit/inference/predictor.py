@@ -22,6 +22,7 @@ from segkit.inference.tiling import check_tile, image_logits
 from segkit.models.bundle import load_codec, load_model
 from segkit.models.devices import autocast, pick_device
 from segkit.models.segmenter import Segmenter
+from segkit.ops.upsample import CoarseLogits
 
 
 @dataclass
@@ -77,19 +78,15 @@ class Predictor:
 
     def predict(self, image: np.ndarray) -> np.ndarray:
         """(H, W, P) planes of an (H, W, B) image as stored; (H, W) is taken as one band."""
-        return self._planes(self.logits(image))
+        return self._planes(self._coarse_logits(image))
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """(C, H, W) float32 in [0, 1] of an (H, W, B) image as stored."""
-        return self.model.format.probabilities(self.logits(image))[0].cpu().numpy()
+        return self._probabilities(self._coarse_logits(image)).cpu().numpy()
 
-    @torch.inference_mode()
     def logits(self, image: np.ndarray) -> Tensor:
         """(1, C, H, W) float32 logits on the device."""
-        bands = image[..., None] if image.ndim == 2 else image
-        stored = torch.from_numpy(np.array(bands.transpose(2, 0, 1)))[None].to(self.device)
-        with autocast(self.device):
-            return image_logits(self.model, stored, self.tile).float()
+        return self._coarse_logits(image).full().float()
 
     def predict_files(
         self,
@@ -138,17 +135,27 @@ class Predictor:
 
     def _predict_one(self, job: Input, codec: Codec, out: Path, overlay: bool, probabilities: bool) -> None:
         image = read_image(job.image, gray=self.model.in_channels == 1)
-        logits = self.logits(image)
+        logits = self._coarse_logits(image)
         planes = self._planes(logits)
         codec.write(out, job.stem, planes, like=job.image.path)
         if overlay:
             write_picture(out / "_overlay" / f"{job.stem}.png", draw_overlay(image, planes, self.model.format))
         if probabilities:
-            values = self.model.format.probabilities(logits)[0].to(torch.float16).cpu().numpy()
+            values = self._probabilities(logits).to(torch.float16).cpu().numpy()
             content = io.BytesIO()
             np.savez_compressed(content, probabilities=values, classes=np.array(self.model.format.names))
             write_whole(out / "_probabilities" / f"{job.stem}.npz", content.getvalue())
 
-    def _planes(self, logits: Tensor) -> np.ndarray:
+    @torch.inference_mode()
+    def _coarse_logits(self, image: np.ndarray) -> CoarseLogits:
+        bands = image[..., None] if image.ndim == 2 else image
+        stored = torch.from_numpy(np.array(bands.transpose(2, 0, 1)))[None].to(self.device)
+        with autocast(self.device):
+            return image_logits(self.model, stored, self.tile)
+
+    def _probabilities(self, logits: CoarseLogits) -> Tensor:
+        return self.model.format.probabilities(logits.full())[0]
+
+    def _planes(self, logits: CoarseLogits) -> np.ndarray:
         pred = self.model.format.decode(logits)[0].cpu().numpy()
         return np.ascontiguousarray(pred.transpose(1, 2, 0)).astype(self.model.format.dtype, copy=False)

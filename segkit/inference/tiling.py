@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from segkit.models.segmenter import Segmenter, resize_images
 from segkit.ops.sizes import fit_size
+from segkit.ops.upsample import CoarseLogits
 
 # Above this, an image is cut into windows without being asked: 4 megapixels at the model's working size.
 WHOLE_PIXELS = 4 * 1024 * 1024
@@ -17,25 +17,25 @@ DEFAULT_TILE = 1024
 _OVERLAP = 0.25
 
 
-def image_logits(model: Segmenter, images: Tensor, tile: int | None = None) -> Tensor:
-    """Logits at the stored size.
+def image_logits(model: Segmenter, images: Tensor, tile: int | None = None) -> CoarseLogits:
+    """Logits for the stored size.
 
     Args:
         images: (N, B, H, W) as stored, on the model's device.
         tile: side of the windows in pixels of the model's working size; None cuts only images above 4 megapixels.
 
     Returns:
-        (N, C, H, W) float.
+        Standing for (N, C, H, W).
     """
     stored_hw = (images.shape[-2], images.shape[-1])
     height, width = fit_size(stored_hw, model.resize)
     side = tile if tile is not None else (DEFAULT_TILE if height * width > WHOLE_PIXELS else None)
     if side is None or (height <= side and width <= side):
-        return model.predict_logits(images)
+        return model.predict_coarse_logits(images)
     if (height, width) == stored_hw:
-        return blend_windows(model, images, side)
+        return CoarseLogits.of(blend_windows(model, images, side))
     logits = blend_windows(model, resize_images(images, (height, width)), side)
-    return F.interpolate(logits, stored_hw, mode="bilinear", align_corners=False)
+    return CoarseLogits(logits, stored_hw, align_corners=False)
 
 
 def check_tile(tile: int | None) -> None:

@@ -1,4 +1,4 @@
-"""What all losses share: shapes are checked at the door, and ignored pixels stay outside."""
+"""What all losses share: shapes are checked at the door."""
 
 from __future__ import annotations
 
@@ -11,30 +11,37 @@ import torch
 from torch import Tensor, nn
 
 from segkit.formats.mask_format import MaskFormat
+from segkit.ops.upsample import CoarseLogits
 
 
 class SegmentationLoss(nn.Module, ABC):
     """A loss that knows the mask format: `loss(logits, target)` is a scalar in float32 or better.
 
     Ignored pixels move neither its value nor a gradient, even where the logits there are infinite or NaN. A batch
-    in which every pixel is ignored costs exactly 0.
+    in which every pixel is ignored costs exactly 0. Logits may be coarse: those before the upsampling that ends a
+    network, which is then part of the loss and never written to memory.
+
+    Attributes:
+        takes_coarse_logits: True, as `segkit.training.step.training_loss` asks of any loss.
     """
+
+    takes_coarse_logits = True
 
     def __init__(self, format: MaskFormat) -> None:
         super().__init__()
         self.format = format
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(self, logits: Tensor | CoarseLogits, target: Tensor) -> Tensor:
         """Loss of (N, C, H, W) logits against (N, P, H, W) planes."""
         return self.measure(admit(logits, target, self.format), target)
 
     @abstractmethod
-    def measure(self, logits: Tensor, target: Tensor) -> Tensor:
+    def measure(self, logits: CoarseLogits, target: Tensor) -> Tensor:
         """The same for logits that `admit` let in; what a loss implements."""
 
 
-def admit(logits: Tensor, target: Tensor, format: MaskFormat) -> Tensor:
-    """Logits with 0 in place of what lies under ignored pixels; no gradient reaches what lay there.
+def admit(logits: Tensor | CoarseLogits, target: Tensor, format: MaskFormat) -> CoarseLogits:
+    """Logits that belong to the target and to the format.
 
     Looks at shapes and types only, never at values: nothing waits for the device.
 
@@ -42,9 +49,10 @@ def admit(logits: Tensor, target: Tensor, format: MaskFormat) -> Tensor:
         ValueError: logits and target do not belong together, or not to the format.
     """
     c, p = format.num_classes, format.num_planes
-    if logits.ndim != 4 or logits.shape[1] != c or not logits.is_floating_point():
+    values = logits.values if isinstance(logits, CoarseLogits) else logits
+    if values.ndim != 4 or values.shape[1] != c or not values.is_floating_point():
         raise ValueError(
-            f"logits are {logits.dtype} of shape {tuple(logits.shape)}, expected floats of shape "
+            f"logits are {values.dtype} of shape {tuple(values.shape)}, expected floats of shape "
             f"(images, {c}, height, width): one channel for each class of {_some(format.names)}."
         )
     expected = (logits.shape[0], p, *logits.shape[2:])
@@ -58,7 +66,7 @@ def admit(logits: Tensor, target: Tensor, format: MaskFormat) -> Tensor:
             f"target is {target.dtype}, expected {format.torch_dtype} planes as codecs read them, which hold "
             f"{format.ignore_index} where ignored. Convert with `target.to({format.torch_dtype})`."
         )
-    return logits.masked_fill(~format.valid(target), 0.0)
+    return CoarseLogits.of(logits)
 
 
 def check_number(name: str, value: Any, below: float = math.inf) -> float:

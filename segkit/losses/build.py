@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from segkit.formats.mask_format import MaskFormat
 from segkit.losses.base import SegmentationLoss, admit
-from segkit.losses.pixel import CrossEntropy, Focal
-from segkit.losses.region import Dice, Jaccard, Lovasz, Tversky
+from segkit.losses.pixel import CrossEntropy, Focal, PixelLoss
+from segkit.losses.region import Dice, Jaccard, Lovasz, OverlapLoss, Tversky
+from segkit.ops.loss_sums import PixelTerm, loss_sums
+from segkit.ops.upsample import CoarseLogits
 from segkit.suggest import closest
 
 LOSSES: dict[str, type[SegmentationLoss]] = {
@@ -57,7 +59,10 @@ class LossMixture(nn.Module):
 
     Attributes:
         weights: name -> factor of that loss.
+        takes_coarse_logits: see `SegmentationLoss`.
     """
+
+    takes_coarse_logits = True
 
     def __init__(
         self, format: MaskFormat, losses: Mapping[str, SegmentationLoss], weights: Mapping[str, float]
@@ -67,14 +72,28 @@ class LossMixture(nn.Module):
         self.losses = nn.ModuleDict(losses)
         self.weights = dict(weights)
 
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+    def forward(self, logits: Tensor | CoarseLogits, target: Tensor) -> Tensor:
         """Scalar loss of (N, C, H, W) logits against (N, P, H, W) planes."""
         return self.combine(self.terms(logits, target))
 
-    def terms(self, logits: Tensor, target: Tensor) -> dict[str, Tensor]:
+    def terms(self, logits: Tensor | CoarseLogits, target: Tensor) -> dict[str, Tensor]:
         """Each loss by name, before its weight; detach them for a log."""
         logits = admit(logits, target, self.format)
-        return {name: cast(SegmentationLoss, loss).measure(logits, target) for name, loss in self.losses.items()}
+        pixel = {name: loss for name, loss in self.losses.items() if isinstance(loss, PixelLoss)}
+        overlap = {name: loss for name, loss in self.losses.items() if isinstance(loss, OverlapLoss)}
+        # All losses of overlap share the pass of the first pixel loss.
+        passes: list[PixelTerm | None] = [loss.term for loss in pixel.values()]
+        if overlap and not passes:
+            passes = [None]
+        sums = [
+            loss_sums(logits, target, self.format.choices, term, overlap=bool(overlap) and number == 0)
+            for number, term in enumerate(passes)
+        ]
+        values = {name: loss.value(of) for (name, loss), of in zip(pixel.items(), sums, strict=False)}
+        values |= {name: loss.value(sums[0]) for name, loss in overlap.items()}
+        rest = {name: cast(SegmentationLoss, loss) for name, loss in self.losses.items() if name not in values}
+        values |= {name: loss.measure(logits, target) for name, loss in rest.items()}
+        return {name: values[name] for name in self.losses}
 
     def combine(self, terms: Mapping[str, Tensor]) -> Tensor:
         """The scalar to train on, from `terms`."""

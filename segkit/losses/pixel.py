@@ -6,6 +6,7 @@ class with sigmoid, the mask format says: cross-entropy of a sigmoid format is w
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,61 +15,73 @@ from torch import Tensor
 
 from segkit.formats.mask_format import MaskFormat
 from segkit.losses.base import SegmentationLoss, check_number
+from segkit.ops.loss_sums import LossSums, PixelTerm, loss_sums
+from segkit.ops.upsample import CoarseLogits
 from segkit.suggest import closest
 
 
-class CrossEntropy(SegmentationLoss):
-    """Mean negative log-likelihood of the truth, over valid choices.
+class PixelLoss(SegmentationLoss):
+    """Weighted mean of a term over the valid choices of a batch.
 
     Args:
         class_weights: one number per class, or {class name: weight} in which classes left out weigh 1.
             A choice weighs what the class that is there weighs, and 1 where the answer is "not there".
-        label_smoothing: in [0, 1); the truth is mixed with a uniform choice (Szegedy et al. 2016).
     """
 
     class_weights: Tensor | None
 
-    def __init__(self, format: MaskFormat, class_weights: Any = None, label_smoothing: float = 0.0) -> None:
+    def __init__(self, format: MaskFormat, class_weights: Any = None) -> None:
         super().__init__(format)
-        self.label_smoothing = check_number("label_smoothing", label_smoothing, below=1.0)
         # Not saved with a checkpoint: it is an option of the loss, nothing that was learned.
         self.register_buffer("class_weights", parse_class_weights(class_weights, format), persistent=False)
 
-    def measure(self, logits: Tensor, target: Tensor) -> Tensor:
+    @property
+    @abstractmethod
+    def term(self) -> PixelTerm:
+        """What is summed over the choices."""
+
+    def measure(self, logits: CoarseLogits, target: Tensor) -> Tensor:
         """See `SegmentationLoss`."""
-        terms = -self.format.log_likelihood(logits, target, self.label_smoothing)
-        return weighted_mean(terms, self.format.choice_weights(target, self.class_weights))
+        return self.value(loss_sums(logits, target, self.format.choices, self.term, overlap=False))
+
+    def value(self, sums: LossSums) -> Tensor:
+        """Σ w·term / Σ w, and exactly 0 with zero gradient where all weights are 0."""
+        return sums.term / torch.where(sums.weight > 0, sums.weight, 1.0)
 
 
-class Focal(SegmentationLoss):
+class CrossEntropy(PixelLoss):
+    """Mean negative log-likelihood of the truth, over valid choices.
+
+    Args:
+        class_weights: see `PixelLoss`.
+        label_smoothing: in [0, 1); the truth is mixed with a uniform choice (Szegedy et al. 2016).
+    """
+
+    def __init__(self, format: MaskFormat, class_weights: Any = None, label_smoothing: float = 0.0) -> None:
+        super().__init__(format, class_weights)
+        self.label_smoothing = check_number("label_smoothing", label_smoothing, below=1.0)
+
+    @property
+    def term(self) -> PixelTerm:
+        return PixelTerm(smoothing=self.label_smoothing, class_weights=self.class_weights)
+
+
+class Focal(PixelLoss):
     """Cross-entropy in which well-predicted choices count less: (1 - p)^gamma · -log p (Lin et al. 2017).
 
     Args:
         gamma: 0 is cross-entropy; the larger, the less an easy pixel counts. 2 is the paper's value.
-        class_weights: as for `CrossEntropy`; the paper's alpha. The sum is divided by the weights alone, so
-            the value is not that of the paper, which divides by the number of objects.
+        class_weights: see `PixelLoss`; the paper's alpha. The sum is divided by the weights alone, so the value is
+            not that of the paper, which divides by the number of objects.
     """
 
-    class_weights: Tensor | None
-
     def __init__(self, format: MaskFormat, gamma: float = 2.0, class_weights: Any = None) -> None:
-        super().__init__(format)
+        super().__init__(format, class_weights)
         self.gamma = check_number("gamma", gamma)
-        self.register_buffer("class_weights", parse_class_weights(class_weights, format), persistent=False)
 
-    def measure(self, logits: Tensor, target: Tensor) -> Tensor:
-        """See `SegmentationLoss`."""
-        log_p = self.format.log_likelihood(logits, target)
-        # expm1 keeps the digits of 1 - p near 1. At 0 the slope of x^gamma is infinite for gamma < 1, and
-        # infinite · 0 is NaN: hence the smallest positive number in its place.
-        miss = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
-        return weighted_mean(miss**self.gamma * -log_p, self.format.choice_weights(target, self.class_weights))
-
-
-def weighted_mean(terms: Tensor, weights: Tensor) -> Tensor:
-    """Σ w·term / Σ w, and exactly 0 with zero gradient where all weights are 0."""
-    total = weights.sum()
-    return (weights * terms).sum() / torch.where(total > 0, total, 1.0)
+    @property
+    def term(self) -> PixelTerm:
+        return PixelTerm(gamma=self.gamma, class_weights=self.class_weights)
 
 
 def parse_class_weights(class_weights: Any, format: MaskFormat) -> Tensor | None:

@@ -10,10 +10,6 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from segkit.formats.mask_format import MaskFormat
-from segkit.ops.counts import count_pixels
-
-# Bool maps of this many pixels at a time: 150 classes of a 4-megapixel image would take 1.2 GiB at once.
-_MAP_PIXELS = 2**24
 
 
 class Counts:
@@ -78,7 +74,7 @@ class PixelCounts(Metric):
         numbers = torch.full((n,), -1) if indices is None else torch.as_tensor(indices, dtype=torch.int64)
         if numbers.shape != (n,):
             raise ValueError(f"indices have shape {tuple(numbers.shape)}, expected ({n},): one number per image.")
-        self.rows.append(_count_planes(pred.to(device), target, self.format))
+        self.rows.append(self.format.count(pred.to(device), target))
         self.indices.append(numbers.to(device))
 
     def compute(self) -> Counts:
@@ -120,18 +116,6 @@ def _check_planes(pred: Tensor, target: Tensor, format: MaskFormat) -> None:
                 f"{name} is {planes.dtype}, expected {format.torch_dtype} planes. "
                 "Decode logits with `format.decode`, and pass targets as codecs read them."
             )
-
-
-def _count_planes(pred: Tensor, target: Tensor, format: MaskFormat) -> Tensor:
-    """(N, C, 4) int64; as many image lines at a time as keep the bool maps small."""
-    n, _, h, w = target.shape
-    lines = max(1, _MAP_PIXELS // max(1, format.num_classes * w))
-    rows = torch.zeros((n, format.num_classes, 4), dtype=torch.int64, device=target.device)
-    for i in range(n):
-        for y in range(0, h, lines):
-            p, t = pred[i : i + 1, :, y : y + lines], target[i : i + 1, :, y : y + lines]
-            rows[i] += count_pixels(format.expand(p), format.expand(t), format.valid(t))[0]
-    return rows
 
 
 def _join(state: list[Tensor] | Tensor, empty: Tensor) -> Tensor:

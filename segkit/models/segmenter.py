@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from segkit.formats.mask_format import MaskFormat
 from segkit.models.statistics import PixelStatistics, pixel_statistics
+from segkit.models.upsampling import find_last_upsampling
 from segkit.ops.sizes import Resize, fit_size
+from segkit.ops.upsample import CoarseLogits
 
 log = logging.getLogger("segkit")
 
@@ -68,6 +71,7 @@ class Segmenter(nn.Module):
         self.mean: Tensor
         self.std: Tensor
         self.network = network
+        self._last_upsampling = find_last_upsampling(network)
         self.format = format
         self.recipe = recipe
         self.stride = stride
@@ -109,12 +113,20 @@ class Segmenter(nn.Module):
         Raises:
             ValueError: wrong number of bands, or a batch of one where BatchNorm needs two.
         """
+        return self.coarse_logits(images).full()
+
+    def coarse_logits(self, images: Tensor) -> CoarseLogits:
+        """`forward` without the upsampling that ends the network: losses and `format.decode` do it piece by piece.
+
+        Upsampled logits are the largest tensor of a training step, and every number in them is a mixture of four.
+        """
         height, width = images.shape[-2:]
         padded = pad_to_stride(self.normalize(images), self.stride, self.min_side)
         # Whole networks in half precision (bf16-true) take their own type; autocast leaves weights in float32.
         padded = padded.to(next(self.network.parameters()).dtype)
         try:
-            logits = self.network(padded)
+            with self._without_last_upsampling():
+                values = self.network(padded)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -122,17 +134,23 @@ class Segmenter(nn.Module):
                 f"{self.recipe.architecture} normalises over the batch after pooling to one pixel, "
                 f"and this training batch holds {len(images)} image. Use a batch_size of 2 or more."
             ) from error
-        return logits[..., :height, :width]
+        last = self._last_upsampling
+        size_hw = (padded.shape[-2], padded.shape[-1])
+        return CoarseLogits(values, size_hw, (height, width), last is None or last.align_corners)
 
     def predict_logits(self, images: Tensor) -> Tensor:
         """`forward`, through `resize` and back: logits at the stored size whatever the model works at."""
+        return self.predict_coarse_logits(images).full()
+
+    def predict_coarse_logits(self, images: Tensor) -> CoarseLogits:
+        """`coarse_logits`, through `resize` and back."""
         stored_hw = (images.shape[-2], images.shape[-1])
         size_hw = fit_size(stored_hw, self.resize)
         if size_hw == stored_hw:
-            return self(images)
+            return self.coarse_logits(images)
         logits = self(resize_images(images, size_hw))
         # Resize logits, not the decoded mask: a decision after interpolation keeps borders smooth.
-        return F.interpolate(logits, stored_hw, mode="bilinear", align_corners=False)
+        return CoarseLogits(logits, stored_hw, align_corners=False)
 
     def normalize(self, images: Tensor) -> Tensor:
         """(N, B, H, W) stored values to float32 with mean 0 and deviation 1."""
@@ -147,6 +165,9 @@ class Segmenter(nn.Module):
         if scale != 1.0:
             values = values * scale
         return ((values - self.mean) / self.std).contiguous(memory_format=memory_format_of(self.network))
+
+    def _without_last_upsampling(self) -> AbstractContextManager:
+        return nullcontext() if self._last_upsampling is None else self._last_upsampling.left_out()
 
     def _full_range_scale(self, dtype: torch.dtype) -> float:
         trained = _DTYPES[self.statistics.dtype]

@@ -2,38 +2,91 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+# Up to so many classes all pairs of (truth, prediction) are counted in one pass: half a million numbers per image.
+_MAX_PAIR_CLASSES = 700
+# Bool maps of this many pixels at a time, where every class is compared with every pixel: 150 classes of a 4-megapixel
+# image would take 1.2 GiB at once.
+_MAP_PIXELS = 2**24
 
-def count_pixels(pred_maps: Tensor, truth_maps: Tensor, valid: Tensor) -> Tensor:
-    """Confusion counts of each class against the rest.
+
+def count_indices(pred: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """Counts of planes that hold class indices.
 
     Args:
-        pred_maps: (N, C, H, W) bool, True where the class was predicted.
-        truth_maps: (N, C, H, W) bool, True where the class is.
-        valid: (N, 1, H, W) or (N, C, H, W) bool; False pixels count nowhere.
+        pred: (N, 1, H, W) integers; what is no class is a miss of whatever class is true.
+        target: (N, 1, H, W) integers; `ignore_index` counts nowhere.
 
     Returns:
-        (N, C, 4) int64 [tp, fp, fn, tn], never negative; they sum to the valid pixels of the class.
+        (N, C, 4) int64 [tp, fp, fn, tn] of each class against the rest; they sum to the valid pixels.
     """
-    # One image at a time: temporaries are one (C, H, W) bool map, not N of them.
-    images = [_count_image(*maps) for maps in zip(pred_maps, truth_maps, valid.expand_as(pred_maps), strict=True)]
-    return torch.stack(images) if images else pred_maps.new_zeros((0, pred_maps.shape[1], 4), dtype=torch.int64)
+    if pred.device.type != "cpu":
+        return _count_maps(pred, target, torch.arange(num_classes, device=pred.device), ignore_index)
+    images = [_count_index_image(p, t, num_classes, ignore_index) for p, t in zip(pred, target, strict=True)]
+    return torch.stack(images) if images else torch.zeros((0, num_classes, 4), dtype=torch.int64)
 
 
-def _count_image(pred: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """(C, H, W) bool each to (C, 4) int64."""
-    pred, truth = pred & valid, truth & valid
-    tp = _count_true(pred & truth)
-    fp = _count_true(pred) - tp
-    fn = _count_true(truth) - tp
-    return torch.stack([tp, fp, fn, _count_true(valid) - tp - fp - fn], dim=-1)
+def count_binary(pred: Tensor, target: Tensor, ignore_index: int) -> Tensor:
+    """Counts of planes that hold 0 and 1, one plane per class.
+
+    Args:
+        pred: (N, C, H, W) integers; 1 is there, all else is not.
+        target: (N, C, H, W) integers; `ignore_index` counts nowhere.
+
+    Returns:
+        (N, C, 4) int64 [tp, fp, fn, tn]; they sum to the valid pixels of the class.
+    """
+    if pred.device.type != "cpu":
+        return _count_maps(pred, target, torch.ones((), device=pred.device), ignore_index)
+    rows = np.empty((*pred.shape[:2], 4), np.int64)
+    for n, c in np.ndindex(*pred.shape[:2]):
+        rows[n, c] = _count_binary_plane(pred[n, c].numpy(), target[n, c].numpy(), ignore_index)
+    return torch.from_numpy(rows)
 
 
-def _count_true(maps: Tensor) -> Tensor:
-    """(C, H, W) bool to (C,) int64."""
-    if maps.is_cuda:
-        return maps.sum((1, 2))
-    # sum() widens every bool to eight bytes first: 48 ms against 7 ms here for 19x512x1024 on one CPU core.
-    return torch.stack([torch.count_nonzero(m) for m in maps])
+def _count_index_image(pred: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    """(1, H, W) each to (C, 4)."""
+    # Bins num_classes: no class; target bin num_classes + 1: ignored.
+    p, t = (planes.flatten().clamp_max(num_classes) for planes in (pred, target))
+    t = torch.where(target.flatten() == ignore_index, num_classes + 1, t.to(torch.int32))
+    if num_classes <= _MAX_PAIR_CLASSES:
+        bins = num_classes + 1
+        pairs = torch.bincount(t.mul(bins).add_(p), minlength=bins * (bins + 1)).view(bins + 1, bins)
+        counted = pairs[:-1]
+        tp, predicted, truth = counted.diagonal(), counted.sum(0), counted.sum(1)
+    else:
+        predicted = torch.bincount(torch.where(t <= num_classes, p, num_classes), minlength=num_classes + 1)
+        truth = torch.bincount(t, minlength=num_classes + 2)[:-1]
+        tp = torch.bincount(torch.where(p == t, p, num_classes), minlength=num_classes + 1)
+    known = truth.sum()
+    tp, fp, fn = tp[:num_classes], (predicted - tp)[:num_classes], (truth - tp)[:num_classes]
+    return torch.stack([tp, fp, fn, known - tp - fp - fn], dim=1)
+
+
+def _count_binary_plane(pred: np.ndarray, target: np.ndarray, ignore_index: int) -> tuple[int, int, int, int]:
+    """(H, W) each. numpy counts a bool map in a twentieth of torch's time."""
+    valid, truth = target != ignore_index, target == 1
+    found = (pred == 1) & valid
+    tp, predicted, true, known = (int(np.count_nonzero(m)) for m in (found & truth, found, truth, valid))
+    return tp, predicted - tp, true - tp, known - predicted - true + tp
+
+
+def _count_maps(pred: Tensor, target: Tensor, values: Tensor, ignore_index: int) -> Tensor:
+    """(N, C, 4) by comparing planes with the value that says *there*; where bincount would wait for the device."""
+    n, planes, height, width = target.shape
+    values = values.view(-1, 1, 1)
+    c = max(planes, len(values))
+    lines = max(1, _MAP_PIXELS // max(1, c * width))
+    rows = torch.zeros((n, c, 4), dtype=torch.int64, device=target.device)
+    for image in range(n):
+        for y in range(0, height, lines):
+            p, t = pred[image, :, y : y + lines], target[image, :, y : y + lines]
+            valid, truth = t != ignore_index, t == values
+            found = (p == values) & valid
+            tp, predicted, true = (m.sum((1, 2)) for m in (found & truth, found, truth))
+            known = valid.sum((1, 2)).expand(c)
+            rows[image] += torch.stack([tp, predicted - tp, true - tp, known - predicted - true + tp], dim=1)
+    return rows

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segkit.ops.choices import at_least_float32
+
 # A logit whose probability is 0, exactly, in float32 and float64; finite, since 0 · infinity is NaN.
 _NEVER = -1e4
 # Above it softplus is the identity in float64; torch's own limit of 20 is meant for float32.
@@ -83,7 +85,7 @@ class TileLoss:
 
     def _softmax_forward(self, z: Tensor, plane: Tensor) -> tuple[Tensor, Tensor]:
         truth, valid = self._truth_of(plane)
-        top = _wide(z.amax(0))
+        top = at_least_float32(z.amax(0))
         p = z - top
         hidden = ~valid & ~top.isfinite()
         _fill(p, hidden, 0.0)
@@ -124,7 +126,7 @@ class TileLoss:
         if self.gamma is not None:
             slope = grad[0] * self._index_weights(truth, valid, p.dtype)
             if self.gamma:
-                log_p = _wide(z.gather(0, truth[None])[0]) - normalizer
+                log_p = at_least_float32(z.gather(0, truth[None])[0]) - normalizer
                 slope = torch.where(valid, slope * self._slope(log_p), 0.0)
             factor = factor + slope
             at_truth = at_truth - (1.0 - self.smoothing) * slope
@@ -197,7 +199,7 @@ class TileLoss:
             truth = planes == classes[:, None]
         else:
             truth = planes == 1
-        z = _wide(z)
+        z = at_least_float32(z)
         ignored = ~valid
         if not _none(ignored):
             z = z.masked_fill(ignored, _NEVER)
@@ -239,10 +241,6 @@ def _miss(log_p: Tensor) -> Tensor:
     # expm1 keeps the digits of 1 - p near 1. At 0 the slope of x^gamma is infinite for gamma < 1, and infinite · 0 is
     # NaN: hence the smallest positive number in its place.
     return (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from torch import Tensor
 # Numbers in a tile: 1 MiB of float32, half of it for each of two cores. 64 Ki to 512 Ki are alike, beyond it the time
 # doubles (two cores of an AMD EPYC with 1 MiB of level-2 cache each, 2026-11).
 _TILE_NUMBERS = 2**18
+# On a GPU every tile costs a launch of every kernel: few and large.
+_GPU_TILE_NUMBERS = 2**24
 # Fewest columns of a tile of upsampled logits.
 _TILE_COLUMNS = 64
 
@@ -128,10 +130,14 @@ def _area(tile: Tile) -> int:
     return (tile.rows.stop - tile.rows.start) * (tile.columns.stop - tile.columns.start)
 
 
+def _tile_numbers(logits: CoarseLogits) -> int:
+    return _TILE_NUMBERS if logits.values.device.type == "cpu" else _GPU_TILE_NUMBERS
+
+
 def _plain_tiles(logits: CoarseLogits) -> Iterator[Tile]:
     _, channels, height, width = logits.shape
     # Whole lines: in memory they follow each other, so that a tile is a matrix without being copied.
-    lines = max(1, _TILE_NUMBERS // max(1, channels * width))
+    lines = max(1, _tile_numbers(logits) // max(1, channels * width))
     columns = slice(0, width)
     for rows in _steps(height, lines):
         yield Tile(rows, columns, rows, columns)
@@ -142,10 +148,10 @@ def _upsampled_tiles(logits: CoarseLogits, dtype: torch.dtype) -> Iterator[Tile]
     (coarse_h, coarse_w), (full_h, full_w) = logits.values.shape[-2:], logits.size_hw
     place = (logits.align_corners, dtype, logits.values.device)
     # Nearly square: a wide tile needs many coarse columns, so its matrix product grows; a flat one repeats rows.
-    side = _TILE_COLUMNS
-    while 4 * side * side * channels <= _TILE_NUMBERS:
+    numbers, side = _tile_numbers(logits), _TILE_COLUMNS
+    while 4 * side * side * channels <= numbers:
         side *= 2
-    lines = max(1, _TILE_NUMBERS // max(1, channels * min(width, side)))
+    lines = max(1, numbers // max(1, channels * min(width, side)))
     across = [_weights(columns, coarse_w, full_w, *place) for columns in _steps(width, side)]
     for rows in _steps(height, lines):
         coarse_rows, row_weights = _weights(rows, coarse_h, full_h, *place)

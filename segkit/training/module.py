@@ -18,7 +18,7 @@ from segkit.metrics.scores import Scores
 from segkit.models.segmenter import Segmenter
 from segkit.models.statistics import PixelStatistics
 from segkit.training.optimizer import build_optimizer, build_schedule
-from segkit.training.step import training_loss
+from segkit.training.step import loss_of, training_loss
 
 MONITORS = ("pooled_iou", "pooled_dice", "per_image_iou", "per_image_dice", "val_loss")
 
@@ -145,8 +145,8 @@ class SegmentationModule(L.LightningModule):
 
     def validation_step(self, parts: list[Batch], batch_idx: int) -> None:
         for part in parts:
-            logits = self.model.predict_logits(part.images)
-            self._val_losses.append(self.loss(logits, part.target).detach() * len(part.stems))
+            logits = self.model.predict_coarse_logits(part.images)
+            self._val_losses.append(loss_of(self.loss, logits, part.target).detach() * len(part.stems))
             self.counts.update(self.model.format.decode(logits), part.target)
 
     def on_validation_epoch_end(self) -> None:

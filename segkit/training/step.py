@@ -7,16 +7,25 @@ from collections.abc import Callable
 from torch import Tensor
 
 from segkit.models.segmenter import Segmenter
+from segkit.ops.upsample import CoarseLogits
 
 
-def training_loss(model: Segmenter, loss: Callable[[Tensor, Tensor], Tensor], images: Tensor, target: Tensor) -> Tensor:
+def training_loss(model: Segmenter, loss: Callable[..., Tensor], images: Tensor, target: Tensor) -> Tensor:
     """Loss of a batch. Every training path calls this and nothing else.
 
     Args:
+        loss: called as loss(logits, target). One that has `takes_coarse_logits`, as those of `build_loss` have, gets
+            the logits before the upsampling that ends the network, and full-resolution logits are never built; any
+            other gets a tensor of (N, C, H, W) logits.
         images: (N, B, H, W) as stored.
         target: (N, P, H, W) planes.
 
     Returns:
         Scalar float. The model's stride padding is cropped away before, so it is never trained on.
     """
-    return loss(model(images), target)
+    return loss_of(loss, model.coarse_logits(images), target)
+
+
+def loss_of(loss: Callable[..., Tensor], logits: CoarseLogits, target: Tensor) -> Tensor:
+    """`loss` of coarse logits, upsampled first for a loss that cannot take them as they are."""
+    return loss(logits if getattr(loss, "takes_coarse_logits", False) else logits.full(), target)

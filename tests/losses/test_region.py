@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from segkit.formats.mask_format import MaskFormat
-from segkit.losses.region import Dice, Jaccard, Lovasz, Tversky, lovasz_weights
+from segkit.losses.region import Dice, Jaccard, Lovasz, Tversky
 
 BINARY = MaskFormat.binary("cell")
 PAIR = MaskFormat.multilabel(["liver", "tumour"])
@@ -169,21 +169,6 @@ def test_lovasz_keeps_its_digits_on_large_images():
     target = (torch.rand((1, 1, 500, 700), generator=random) < 0.3).to(torch.uint8)
     exact = Lovasz(BINARY)(logits.double(), target).item()
     assert Lovasz(BINARY)(logits, target).item() == pytest.approx(exact, rel=1e-6)
-
-
-def test_lovasz_weights_leave_ignored_pixels_out_whatever_they_hold():
-    errors = torch.tensor([0.75, 0.5, 0.25]).view(1, 1, 1, 3)
-    truth, valid = torch.tensor([False, True, True]).view(1, 1, 1, 3), torch.ones((1, 1, 1, 3), dtype=torch.bool)
-    # wrong so far: one false positive, 1 - 2/3; then a miss, 1 - 1/3; then both, 1 - 0/3
-    expected = [1 / 3, 1 / 3, 1 / 3]
-    assert lovasz_weights(errors, truth, valid).flatten().tolist() == pytest.approx(expected)
-    for wild in (1.0, float("nan")):
-        for wild_truth in (True, False):
-            more_errors = torch.cat([torch.full((1, 1, 1, 2), wild), errors], dim=3)
-            more_truth = torch.cat([torch.full((1, 1, 1, 2), wild_truth), truth], dim=3)
-            more_valid = torch.cat([torch.zeros((1, 1, 1, 2), dtype=torch.bool), valid], dim=3)
-            weights = lovasz_weights(more_errors, more_truth, more_valid)
-            assert weights.flatten().tolist() == pytest.approx([0, 0, *expected])
 
 
 def test_lovasz_takes_the_first_of_equal_errors():

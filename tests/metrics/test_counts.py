@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from segkit.formats.mask_format import MaskFormat
-from segkit.metrics import counts as counts_module
 from segkit.metrics.counts import Counts, PixelCounts
 
 BINARY = MaskFormat.binary("cell")
@@ -97,19 +96,6 @@ def test_images_of_different_sizes_keep_a_row_each():
     counts = metric.compute()
     assert counts.rows[:, :, 0].tolist() == [[1, 1, 0], [0, 0, 1], [2, 0, 0]]
     assert counts.indices.tolist() == [-1, -1, -1]
-
-
-def test_large_images_are_counted_in_pieces(monkeypatch):
-    pred, target = _random_planes(11)
-    expected = _count(EXCLUSIVE, pred, target).rows
-    sizes = []
-    monkeypatch.setattr(counts_module, "_MAP_PIXELS", 2 * 3 * 7)  # two lines of seven pixels in three maps
-    count_pixels = counts_module.count_pixels
-    monkeypatch.setattr(
-        counts_module, "count_pixels", lambda p, t, v: sizes.append(tuple(p.shape)) or count_pixels(p, t, v)
-    )
-    assert torch.equal(_count(EXCLUSIVE, pred, target).rows, expected)
-    assert sizes == [(1, 3, 2, 7), (1, 3, 2, 7), (1, 3, 1, 7)] * 3
 
 
 def test_ids_above_255():
