@@ -80,6 +80,7 @@ class DataConfig(Section):
     resize: Side | SizeHW | None = None  # working size of the model: longer side, or [height, width]
     axis: Literal["x", "y", "z"] = "z"  # volumes are cut across it
     quarantine: str | None = None  # file below `root` with stems to leave out
+    cache: Literal["off", "ram", "disk", "device"] = "off"  # where decoded training data are held
 
     @model_validator(mode="after")
     def _train_is_the_source(self) -> DataConfig:
@@ -119,6 +120,7 @@ class TrainConfig(Section):
     devices: PositiveInt | Literal["auto"] = 1
     nodes: PositiveInt = 1
     channels_last: bool = True
+    compile: bool | Literal["default", "reduce-overhead", "max-autotune"] = False
     workers: int | None = Field(None, ge=0)
 
 

@@ -128,8 +128,10 @@ def train_experiment(
         progress: called with a word on what is counted; gives a context manager whose value is called with
             (done, in all). None shows nothing.
     """
+    from segkit.data.device_data import device_augment
     from segkit.inference.evaluate import evaluate
     from segkit.losses.build import build_loss
+    from segkit.training.compiling import check_one_size
     from segkit.training.fit import fit, fit_pixel_statistics, refuse_used_folder
 
     if not resume:
@@ -142,6 +144,11 @@ def train_experiment(
     if not is_main_process():
         tell, counted = (lambda line: None), silent_progress
     parts = open_parts(config, codec, gray)
+    # Known now; `verify` reads every file before `fit` would say it.
+    if config.train.compile:
+        check_one_size(parts.train)
+    if config.data.cache == "device":
+        device_augment(parts.train)
     _tell_parts(parts, tell)
     if not resume and is_main_process():
         verify(parts, config, counted)
@@ -151,7 +158,7 @@ def train_experiment(
     out.mkdir(parents=True, exist_ok=True)
     if is_main_process():
         write_whole(out / "config.yaml", config.to_yaml().encode())
-    settings = config.train.model_dump()
+    settings = {**config.train.model_dump(), "data_on_device": config.data.cache == "device"}
     result = fit(model, parts.train, parts.val, out=out, loss=loss, resume=resume, tell=tell, **settings)
     if result.best is not None and result.best_epoch is not None:
         tell(f"best {config.train.monitor} {result.best:.4f} in epoch {result.best_epoch + 1}")

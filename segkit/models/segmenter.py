@@ -115,7 +115,7 @@ class Segmenter(nn.Module):
         padded = padded.to(next(self.network.parameters()).dtype)
         try:
             logits = self.network(padded)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # the second where the network is compiled
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ValueError(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -232,3 +233,49 @@ def test_epochs_without_validation_have_no_scores(tmp_path):
     assert [bool(row["pooled_iou"]) for row in rows] == [False, True, True]
     assert all(row["train_loss"] for row in rows)
     assert ["pooled_iou" in line for line in lines] == [False, True, True]
+
+
+@pytest.mark.parametrize("kind", ["exclusive", "overlapping"])
+def test_training_learns_from_data_on_the_device(tmp_path, kind):
+    format = FORMATS[kind]
+    train, val = write_set(tmp_path / "t", format, 6), write_set(tmp_path / "v", format, 3)
+    train.augment = SimpleNamespace(spec="fast_light", crop=(32, 32))  # named, and never called
+    model, _, _, result, _ = run(tmp_path, format, train=train, val=val, epochs=8, data_on_device=True)
+    untrained = evaluate(small_model(format), val, workers=0, device="cpu").pooled("iou").mean
+    assert evaluate(model, val, workers=0, device="cpu").pooled("iou").mean > max(0.5, untrained + 0.1)
+    assert result.epochs == 8
+
+
+def test_a_run_on_data_on_the_device_is_resumed_bit_for_bit(tmp_path):
+    from lightning.pytorch.callbacks import Callback
+
+    class Stop(Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 1:
+                raise RuntimeError("stopped")
+
+    format = FORMATS["exclusive"]
+    train, val = write_set(tmp_path / "t", format, 6), write_set(tmp_path / "v", format, 2)
+    train.augment = SimpleNamespace(spec="fast_medical", crop=(32, 32))
+    options = {"train": train, "val": val, "epochs": 3, "data_on_device": True}
+    whole, *_ = run(tmp_path, format, "whole", **options)
+    with pytest.raises(RuntimeError, match="stopped"):
+        run(tmp_path, format, "cut", **options, callbacks=[Stop()])
+    resumed, *_ = run(tmp_path, format, "cut", model=small_model(format, seed=9), **options, resume=True)
+    assert (tmp_path / "cut" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name
+
+
+def test_without_changes_data_on_the_device_train_like_data_from_files(tmp_path):
+    format = FORMATS["binary"]
+    train, val = write_set(tmp_path / "t", format, 6), write_set(tmp_path / "v", format, 2)
+    for name, on_device in (("files", False), ("device", True)):
+        run(tmp_path, format, name, train=train, val=val, data_on_device=on_device)
+    assert (tmp_path / "device" / "metrics.csv").read_text() == (tmp_path / "files" / "metrics.csv").read_text()
+
+
+def test_an_augmentation_of_the_cpu_with_data_on_the_device_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="augment is 'light', which runs on the CPU"):
+        run(tmp_path, FORMATS["binary"], data_on_device=True)
+    assert not (tmp_path / "run").exists()
