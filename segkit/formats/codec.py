@@ -44,6 +44,10 @@ class Codec(ABC):
         """
 
     @abstractmethod
+    def files(self, root: str | Path, stem: str) -> list[Path]:
+        """The files that `read` would open and that are there now: as long as they and `to_spec` stay, so do planes."""
+
+    @abstractmethod
     def write(self, root: str | Path, stem: str, planes: np.ndarray, like: str | Path | None = None) -> None:
         """Write (H, W, P) planes so that `read` returns them; the file appears whole or not at all.
 

@@ -46,16 +46,17 @@ class MaskFormat(ABC):
     Attributes:
         classes: `MaskClass` each; class number c is logit channel c.
         classes_overlap: whether several classes may hold at one pixel.
+        planes_are_bits: whether planes hold nothing but 0, 1 and ignored, so that eight fit into one byte.
     """
 
     classes: tuple[MaskClass, ...]
     classes_overlap: ClassVar[bool] = False
+    planes_are_bits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", parse_classes(self.classes))
 
     # Doors ---------------------------------------------------------------------------------------------
-
     @staticmethod
     def binary(name: str | MaskClass = "foreground", activation: str = "sigmoid", threshold: float = 0.5) -> MaskFormat:
         """One class against background: one sigmoid logit, or the same model as a softmax over two classes."""
@@ -124,7 +125,6 @@ class MaskFormat(ABC):
         return MaskFormat.from_dict({**rest, key: values.get("threshold")})
 
     # What it holds -------------------------------------------------------------------------------------
-
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(c.name for c in self.classes)
@@ -315,6 +315,7 @@ class OverlappingMasks(_SigmoidPerClass):
 
     thresholds: tuple[float, ...] = ()
     classes_overlap: ClassVar[bool] = True
+    planes_are_bits: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -331,8 +332,7 @@ class OverlappingMasks(_SigmoidPerClass):
 
     @property
     def dtype(self) -> np.dtype:
-        # Planes hold 0, 1 or ignored, however many classes there are.
-        return np.dtype(np.uint8)
+        return np.dtype(np.uint8)  # 0, 1 or ignored, however many classes there are
 
     @property
     def plane_values(self) -> dict[str, int]:

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from segkit.data.packed import pack_planes, unpacked
+
+RNG = np.random.default_rng(0)
+
+
+def planes_of(count, ignored, size_hw=(7, 11)):
+    values = [0, 1, 255] if ignored else [0, 1]
+    return RNG.choice(np.array(values, np.uint8), (*size_hw, count))
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 20])
+@pytest.mark.parametrize("ignored", [False, True])
+def test_unpacking_is_the_inverse_of_packing(count, ignored):
+    planes = planes_of(count, ignored)
+    packed = pack_planes(planes, "a")
+    assert packed.shape == planes.shape
+    assert packed.bits.shape == (7, 11, -(-count // 8))
+    assert (packed.known is None) == (not ignored)
+    np.testing.assert_array_equal(packed.unpack(), planes)
+    np.testing.assert_array_equal(unpacked(packed), planes)
+    assert unpacked(planes) is planes
+
+
+def test_bit_p_of_the_bytes_is_plane_p():
+    planes = np.zeros((1, 2, 11), np.uint8)
+    planes[0, 1, [0, 3, 9]] = 1
+    packed = pack_planes(planes, "a")
+    assert packed.bits.tolist() == [[[0, 0], [1 + 8, 2]]]
+
+
+def test_a_window_is_a_view_and_holds_what_lies_within_it():
+    planes = planes_of(9, True)
+    packed = pack_planes(planes, "a")
+    window = packed[2:5, 3:9]
+    assert np.shares_memory(window.bits, packed.bits)
+    np.testing.assert_array_equal(window.unpack(), planes[2:5, 3:9])
+
+
+def test_known_for_all_planes_alike():
+    packed = pack_planes(planes_of(9, False), "a")
+    known = np.full((7, 11, 1), 255, np.uint8)
+    known[2, 3] = 0
+    alike = type(packed)(packed.bits, known, 9)
+    expected = packed.unpack().copy()
+    expected[2, 3] = 255
+    np.testing.assert_array_equal(alike.unpack(), expected)
+
+
+def test_other_values_are_refused():
+    planes = planes_of(2, True)
+    planes[3, 4, 1] = 7
+    with pytest.raises(ValueError, match=r"^town/a: planes are uint8 with values up to 7, expected 0, 1 and 255"):
+        pack_planes(planes, "town/a")
