@@ -55,6 +55,7 @@ def test_overrides_reach_into_sections_and_name_themselves_when_wrong(tmp_path):
         (SMALLEST + "data: {crop: 0}\n", "`data.crop` is 0, expected greater than 0"),
         (SMALLEST + "data: {crop: [1, 2, 3]}\n", "`data.crop` is"),
         (SMALLEST + "loss: 5\n", "`loss` is 5"),
+        (SMALLEST + "train: {compile: fast}\n", "`train.compile` is 'fast'"),
         (SMALLEST + "train: {devices: 0}\n", "`train.devices` is 0"),
         (SMALLEST + "data: {train: {from: train}}\n", "expected folders for `train`"),
         (SMALLEST + "data: {val: {from: val}}\n", "`data.val.from` is 'val', expected 'train'"),
@@ -97,3 +98,9 @@ def test_nothing_is_lost_in_the_resolved_config(tmp_path):
 def test_shipped_configs_have_all_sections():
     for path in shipped_configs().values():
         assert set(yaml.safe_load(path.read_text())) == {"masks", "data", "augment", "model", "loss", "train"}
+
+
+def test_compile_is_a_switch_or_a_mode(tmp_path):
+    for text, value in (("true", True), ("off", False), ("reduce-overhead", "reduce-overhead"), ("default", "default")):
+        assert read(tmp_path, SMALLEST, f"train.compile={text}").train.compile == value
+    assert read(tmp_path, SMALLEST).train.compile is False

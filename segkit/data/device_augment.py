@@ -1,8 +1,8 @@
 """Crops of images and planes that lie in one long buffer, cut and changed for a whole batch on the device.
 
-Bare tensors only; what is done to each sample was drawn before, see `segkit.data.fast_params`. Pixels are gathered, not
-sampled by `grid_sample`: images of several sizes lie in one buffer, image and planes are read at the very same places,
-and a place in the middle of a pixel gives that pixel to the bit.
+Bare tensors only; what is done to each sample was drawn before, see `segkit.data.fast_augment.draw`. Pixels are
+gathered, not sampled by `grid_sample`: images of several sizes lie in one buffer, image and planes are read at the very
+same places, and a place in the middle of a pixel gives that pixel to the bit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segkit.data.fast_params import FastParams
+from segkit.data.fast_augment import MOST_COLOUR, STEP, Colours, turned_from_gray
+from segkit.data.warp import Move
+
+# A place half way between two pixels takes the second, as `resize_planes` does, though float32 is off by up to a
+# thousandth of a pixel in images of ten thousand.
+_HALF = 0.501
 
 
 @dataclass(frozen=True)
@@ -37,18 +42,14 @@ class Places:
 
 
 def find_places(
-    params: Sequence[FastParams],
-    starts: Sequence[int],
-    sizes_hw: Sequence[tuple[int, int]],
-    crop_hw: tuple[int, int],
-    device: torch.device,
+    moves: Sequence[Move], starts: Sequence[int], sizes_hw: Sequence[tuple[int, int]], device: torch.device
 ) -> Places:
-    """Places of the pixels of crops of one size."""
-    matrices = np.stack([p.source_matrix(crop_hw) for p in params])
+    """Places of the pixels of crops, whose moves have one `size_hw`."""
+    matrices = np.stack([move.to_source() for move in moves])
     layout = np.column_stack([np.asarray(starts, np.int64), np.asarray(sizes_hw, np.int64)])
     m = to_device(torch.from_numpy(matrices).float(), device)[..., None, None]  # (N, 2, 3, 1, 1)
     rows = to_device(torch.from_numpy(layout), device)[..., None, None]  # (N, 3, 1, 1)
-    y, x = (torch.arange(side, device=device, dtype=torch.float32) for side in crop_hw)
+    y, x = (torch.arange(side, device=device, dtype=torch.float32) for side in moves[0].size_hw)
     y = y[:, None]
     return Places(
         x=m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2],
@@ -69,8 +70,7 @@ def take_planes(buffer: Tensor, places: Places, ignore_index: int) -> Tensor:
     Returns:
         (N, P, H, W) uint8 or int32; `ignore_index` beyond the border of an image.
     """
-    # A place half way takes the pixel after it, as `resize_planes` does.
-    x, y = ((axis + 0.5).floor().long() for axis in (places.x, places.y))
+    x, y = ((axis + _HALF).floor().long() for axis in (places.x, places.y))
     outside = (x < 0) | (x >= places.widths) | (y < 0) | (y >= places.heights)
     zero = torch.zeros((), dtype=torch.int64, device=x.device)
     inside_x, inside_y = x.clamp(zero, places.widths - 1), y.clamp(zero, places.heights - 1)
@@ -102,29 +102,30 @@ def take_pixels(buffer: Tensor, places: Places) -> Tensor:
     return torch.lerp(upper, lower, along)
 
 
-def recolor(values: Tensor, params: Sequence[FastParams], range_of_type: tuple[float, float] | None) -> Tensor:
-    """Contrast, brightness, saturation and hue, see `FastParams.color_matrix`.
+def recolor(values: Tensor, colours: Sequence[Colours], eight_bit: bool) -> Tensor:
+    """Contrast and brightness; hue and saturation of 8-bit images of three bands.
 
     Args:
         values: (N, H, W, B).
-        range_of_type: the lowest and highest value there can be; None takes those of each crop.
+        eight_bit: values are changed in units of 255; else each band in units of its own range.
 
     Returns:
         (N, H, W, B) float32, or `values` as they are where no colour changes.
     """
-    bands = values.shape[3]
-    matrices = np.stack([p.color_matrix(bands) for p in params])
-    if (matrices == np.eye(bands)).all() and all(p.brightness == 0 for p in params):
+    mixed = eight_bit and values.shape[3] == 3 and any(c.mixes for c in colours)
+    if not mixed and all((c.gain, c.offset) == (1.0, 0.0) for c in colours):
         return values
     values = values.float()
-    if range_of_type is None:
-        low, high = values.amin((1, 2, 3), keepdim=True), values.amax((1, 2, 3), keepdim=True)
-    else:
-        low, high = (torch.full((1, 1, 1, 1), limit, device=values.device) for limit in range_of_type)
-    light = np.array([(p.contrast, p.brightness) for p in params])
-    contrast, brightness = to_device(torch.from_numpy(light).float(), values.device).view(-1, 2, 1, 1, 1).unbind(1)
-    offset = low * (1 - contrast) + brightness * (high - low)
-    return (_mixed(values, matrices, contrast) + offset).clamp(low, high)
+    drawn = np.array([(c.gain, c.offset, c.saturation, *turned_from_gray(c.hue_deg).flat) for c in colours])
+    table = to_device(torch.from_numpy(drawn).float(), values.device)
+    gain, offset = table[:, 0].view(-1, 1, 1, 1), table[:, 1].view(-1, 1, 1, 1)
+    if not eight_bit:
+        low, high = values.amin((1, 2), keepdim=True), values.amax((1, 2), keepdim=True)
+        return (values * gain + (low * (1 - gain) + offset * (high - low))).clamp(low, high)
+    if mixed:
+        values = _mix(values, table[:, 2], table[:, 3:].view(-1, 3, 3))
+    # Gray stays gray in `_mix`, so it commutes with gain and offset.
+    return (values * gain + offset * 255).clamp(0, 255)
 
 
 def widen(values: Tensor) -> Tensor:
@@ -137,15 +138,21 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def _mixed(values: Tensor, matrices: np.ndarray, contrast: Tensor) -> Tensor:
-    """(N, B, B) matrices times the bands of each pixel."""
-    bands = values.shape[3]
-    if (matrices == np.eye(bands) * matrices[:, :1, :1]).all():
-        return values * contrast
-    m = to_device(torch.from_numpy(matrices).float(), values.device)
+def _mix(values: Tensor, saturation: Tensor, turned: Tensor) -> Tensor:
+    """Colours turned about the gray axis, and stretched away from it by as much as their mean saturation asks for.
+
+    Args:
+        values: (N, H, W, 3) float32 in [0, 255].
+        saturation: (N,) what is added to the mean, of 255.
+        turned: (N, 3, 3), see `turned_from_gray`.
+    """
+    largest, smallest = (few := values[:, ::STEP, ::STEP]).amax(3), few.amin(3)
+    mean = (255 * (largest - smallest) / largest.clamp(min=1)).mean((1, 2))
+    factor = (1 + saturation / mean.clamp(min=1)).clamp(0, MOST_COLOUR)
+    matrices = (1 / 3 + factor[:, None, None] * turned)[:, None, None]
     # Band by band and not by matmul, which may round to TF32 and would change colours that are to stay.
-    columns = (values[..., band : band + 1] * m[:, None, None, :, band] for band in range(bands))
-    return sum(columns, torch.zeros((), device=values.device))
+    red, green, blue = (values[..., band, None] * matrices[..., band] for band in range(3))
+    return red + green + blue
 
 
 def _mirrored(index: Tensor, side: Tensor) -> Tensor:

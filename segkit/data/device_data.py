@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from segkit.data.datasets import MaskDataset, sample_seed
 from segkit.data.device_augment import find_places, recolor, take_pixels, take_planes
-from segkit.data.fast_params import FAST_PRESETS, FastParams, FastPreset, draw
+from segkit.data.fast_augment import FAST_PRESETS, FastPreset, draw
 from segkit.data.loaders import SeededSampler, check_batch_size, in_depth
+from segkit.data.memory import available_memory
 from segkit.data.sample import Batch, Sample
 from segkit.suggest import closest
 
-DEVICE_PRESETS = {"none": FastPreset(), **FAST_PRESETS}
+# `none` cuts crops and nothing else.
+DEVICE_PRESETS = {"none": FastPreset(flip_x_p=0.0, light_p=0.0), **FAST_PRESETS}
 
 # Of the free memory; the rest is for weights, gradients and activations, which training asks for afterwards.
 _SHARE = 0.5
@@ -72,22 +73,18 @@ class DeviceDataset(Dataset[Batch]):
         """The batch of samples (epoch, index); `DataLoader` asks for whole batches by this name."""
         indices = [index for _, index in keys]
         crop = self.crop or self._one_size(indices)
-        params = [self._draw(epoch, index) for epoch, index in keys]
-        places = find_places(
-            params, [self._starts[i] for i in indices], [self._sizes_hw[i] for i in indices], crop, self.device
-        )
+        sizes_hw = [self._sizes_hw[index] for index in indices]
+        seeds = [sample_seed(self.seed, epoch, index) for epoch, index in keys]
+        drawn = (draw(self.preset, crop, size, seed) for size, seed in zip(sizes_hw, seeds, strict=True))
+        moves, colours = zip(*drawn, strict=True)
+        places = find_places(moves, [self._starts[index] for index in indices], sizes_hw, self.device)
         target = take_planes(self._planes, places, self._ignore_index).to(self._target_dtype)
-        # Of 8-bit images the range is that of the type; others seldom fill theirs.
-        limits = (0.0, 255.0) if self._dtype == torch.uint8 else None
-        values = recolor(take_pixels(self._images, places), params, limits)
+        values = recolor(take_pixels(self._images, places), colours, eight_bit=self._dtype == torch.uint8)
         if values.is_floating_point() and not self._dtype.is_floating_point:
             values = values.round()
         # (N, H, W, B) in memory, seen as (N, B, H, W), as `collate` makes them.
         images = values.to(self._dtype).permute(0, 3, 1, 2)
-        return Batch([self.stems[i] for i in indices], images, target)
-
-    def _draw(self, epoch: int, index: int) -> FastParams:
-        return draw(self.preset, self._sizes_hw[index], self.crop, sample_seed(self.seed, epoch, index))
+        return Batch([self.stems[index] for index in indices], images, target)
 
     def _one_size(self, indices: Sequence[int]) -> tuple[int, int]:
         sizes = {self._sizes_hw[i]: self.stems[i] for i in indices}
@@ -138,7 +135,7 @@ def free_memory(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0] + unused
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    return _available_ram()
+    return available_memory()
 
 
 def _read(data: MaskDataset, device: torch.device, workers: int | None) -> list[Sample]:
@@ -190,15 +187,6 @@ def _joined(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
         joined[start : start + len(part)].copy_(part)
         start += len(part)
     return joined
-
-
-def _available_ram() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # Linux has it
-        return None
-    kib = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    return None if kib is None else int(kib) * 1024
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -24,8 +24,8 @@ from segkit.data.windows import place_window, roomy_window, zoomed_window
 from segkit.formats.mask_format import MaskFormat
 
 # Of OpenCV's hue and saturation: every 8th pixel of every 8th row tells the mean of a crop.
-_STEP = 8
-_MOST_COLOUR = 2.0
+STEP = 8
+MOST_COLOUR = 2.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,28 @@ FAST_PRESETS = {
 }
 
 
+@dataclass(frozen=True)
+class Colours:
+    """What happens to the values of an image; the defaults change nothing.
+
+    Attributes:
+        gain: factor on the distance from the lowest value of the range.
+        offset: share of the range that is added.
+        hue_deg: turn on the colour wheel, from red towards green; of 8-bit RGB only.
+        saturation: added to the mean saturation of the crop, of 255; of 8-bit RGB only.
+    """
+
+    gain: float = 1.0
+    offset: float = 0.0
+    hue_deg: float = 0.0
+    saturation: float = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether a band takes from the others."""
+        return self.hue_deg != 0 or self.saturation != 0
+
+
 class FastAugment:
     """Random changes of a sample by a preset of `FAST_PRESETS`; built by `build_augment`, picklable.
 
@@ -93,12 +115,32 @@ class FastAugment:
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
         """A new sample; a function of (sample, seed) alone."""
-        rng = np.random.default_rng(seed)
-        move = _draw_move(self._preset, self.crop or sample.size_hw, sample.size_hw, rng)
+        move, colours = draw(self._preset, self.crop or sample.size_hw, sample.size_hw, seed)
         image = move_image(sample.image, move)
         planes = move_planes(sample.stored_planes, move, self._ignore_index)
-        image = _change_colours(image, self._preset, rng)
-        return Sample(sample.stem, image, planes, sample.spacing_mm)
+        return Sample(sample.stem, _change_colours(image, colours), planes, sample.spacing_mm)
+
+
+def draw(preset: FastPreset, size_hw: tuple[int, int], image_hw: tuple[int, int], seed: int) -> tuple[Move, Colours]:
+    """What a preset does to one sample; a function of the arguments alone.
+
+    Args:
+        size_hw: (height, width) of the result.
+        image_hw: (height, width) of the image.
+        seed: see `segkit.data.datasets.sample_seed`.
+    """
+    rng = np.random.default_rng(seed)
+    return _draw_move(preset, size_hw, image_hw, rng), _draw_colours(preset, rng)
+
+
+def turned_from_gray(hue_deg: float) -> np.ndarray:
+    """(3, 3) matrix that takes the gray out of a colour and turns what is left about the gray axis."""
+    gray = np.full((3, 3), 1 / 3)
+    # Rodrigues' formula for the axis (1, 1, 1) / sqrt(3): 120 degrees take red to green, as on the colour wheel.
+    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
+    angle = np.deg2rad(hue_deg)
+    turn = np.cos(angle) * np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * gray
+    return turn @ (np.eye(3) - gray)
 
 
 def _draw_move(
@@ -129,17 +171,26 @@ def _draw_move(
     )
 
 
-def _change_colours(image: np.ndarray, preset: FastPreset, rng: np.random.Generator) -> np.ndarray:
-    """Brightness and contrast, and hue and saturation where the image is 8-bit RGB."""
+def _draw_colours(preset: FastPreset, rng: np.random.Generator) -> Colours:
     light, colour = rng.random(2) < (preset.light_p, preset.colour_p)
     gain, offset = 1 + rng.uniform(-1, 1) * preset.contrast, rng.uniform(-1, 1) * preset.brightness
     hue_deg, saturation = rng.uniform(-1, 1, 2) * (preset.hue_deg, preset.saturation)
-    if not light:
-        gain, offset = 1.0, 0.0
+    return Colours(
+        gain=gain if light else 1.0,
+        offset=offset if light else 0.0,
+        hue_deg=float(hue_deg) if colour else 0.0,
+        saturation=float(saturation) if colour else 0.0,
+    )
+
+
+def _change_colours(image: np.ndarray, colours: Colours) -> np.ndarray:
+    """Brightness and contrast, and hue and saturation where the image is 8-bit RGB."""
+    gain, offset = colours.gain, colours.offset
+    light = (gain, offset) != (1.0, 0.0)
     if image.dtype != np.uint8:
         return _in_own_range(image, gain, offset) if light else image
-    if image.shape[2] == 3 and (light or colour):
-        mixing = _mixing(image, hue_deg, saturation) if colour else np.eye(3)
+    if image.shape[2] == 3 and (light or colours.mixes):
+        mixing = _mixing(image, colours) if colours.mixes else np.eye(3)
         # Gray stays gray in `mixing`, so it commutes with the offset.
         return cv2.transform(image, np.column_stack([gain * mixing, np.full(3, offset * 255)]))
     if light:
@@ -148,18 +199,13 @@ def _change_colours(image: np.ndarray, preset: FastPreset, rng: np.random.Genera
     return image
 
 
-def _mixing(image: np.ndarray, hue_deg: float, saturation: float) -> np.ndarray:
+def _mixing(image: np.ndarray, colours: Colours) -> np.ndarray:
     """(3, 3) matrix that turns colours about the gray axis and stretches them away from it."""
-    few = image[::_STEP, ::_STEP].reshape(-1, 3).astype(np.float32)
+    few = image[::STEP, ::STEP].reshape(-1, 3).astype(np.float32)
     largest, smallest = few.max(1), few.min(1)
     mean = float(np.mean(255 * (largest - smallest) / np.maximum(largest, 1)))
-    factor = np.clip(1 + saturation / max(mean, 1.0), 0, _MOST_COLOUR)
-    gray = np.full((3, 3), 1 / 3)
-    # Rodrigues' formula for the axis (1, 1, 1) / sqrt(3): 120 degrees take red to green, as on the colour wheel.
-    cross = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
-    angle = np.deg2rad(hue_deg)
-    turn = np.cos(angle) * np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * gray
-    return gray + factor * (turn @ (np.eye(3) - gray))
+    factor = np.clip(1 + colours.saturation / max(mean, 1.0), 0, MOST_COLOUR)
+    return np.full((3, 3), 1 / 3) + factor * turned_from_gray(colours.hue_deg)
 
 
 def _in_own_range(image: np.ndarray, gain: float, offset: float) -> np.ndarray:

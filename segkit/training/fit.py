@@ -161,6 +161,8 @@ def fit(
         if trainer.is_global_zero:
             facts = {**describe_environment(), **_trainer_facts(trainer)}
             write_whole(out / "environment.json", (json.dumps(facts, indent=2) + "\n").encode())
+            if data_on_device:
+                tell(f"reading {len(train)} training samples into the memory of {place}")
         try:
             trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # how Lightning ends after Ctrl-C

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -9,23 +8,21 @@ import torch
 
 from segkit.data import device_data
 from segkit.data.augment import build_augment
-from segkit.data.datasets import MaskDataset
+from segkit.data.datasets import MaskDataset, sample_seed
 from segkit.data.device_data import DEVICE_PRESETS, DeviceDataset, device_train_loader, free_memory
+from segkit.data.fast_augment import draw
 from segkit.data.loaders import SeededSampler, train_loader
 from segkit.data.sample import Sample
 from segkit.formats.mask_format import MaskFormat
-from tests.data.stand_in import add_sample
+from tests.data.stand_in import FORMAT, add_sample
 from tests.scenes import FORMATS, write_set
 
 CPU = torch.device("cpu")
 
 
-@dataclass
-class Named:
-    """An augmentation by the name of its preset; the device reads the name and never calls it."""
-
-    spec: object
-    crop: tuple[int, int] | None = None
+def named(spec, crop=None):
+    """An augmentation; the device reads its name and never calls it."""
+    return build_augment(spec, FORMAT, crop=crop)
 
 
 class InMemory(MaskDataset):
@@ -66,7 +63,7 @@ MANY = MaskFormat.multiclass(list(range(300)))  # uint16 planes
 )
 def test_crops_that_only_move_hold_the_stored_pixels(format, bands, dtype):
     stored = samples(SIZES, bands, dtype, format)
-    ds = DeviceDataset(InMemory(stored, format, Named("none", (16, 12))), CPU)
+    ds = DeviceDataset(InMemory(stored, format, named("none", [16, 12])), CPU)
     batch = ds.__getitems__([(3, index) for index in range(5)])
     assert batch.images.dtype == getattr(torch, dtype)
     assert batch.target.dtype == format.torch_dtype
@@ -75,7 +72,7 @@ def test_crops_that_only_move_hold_the_stored_pixels(format, bands, dtype):
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.target.is_contiguous()
     for n, sample in enumerate(stored):
-        top, left, _, _ = ds._draw(3, n).window
+        (top, left) = draw(DEVICE_PRESETS["none"], (16, 12), sample.size_hw, sample_seed(0, 3, n))[0].corner
         window = slice(top, top + 16), slice(left, left + 12)
         assert np.array_equal(batch.images[n].permute(1, 2, 0).numpy(), sample.image[window])
         assert np.array_equal(batch.target[n].permute(1, 2, 0).numpy(), sample.planes[window])
@@ -104,7 +101,7 @@ def test_samples_lie_there_in_their_resized_form(folder, codec):
 @pytest.mark.parametrize("name", DEVICE_PRESETS)
 @pytest.mark.parametrize(("bands", "dtype"), [(3, "uint8"), (13, "uint16"), (1, "float32")])
 def test_a_sample_is_a_function_of_seed_epoch_and_index(name, bands, dtype):
-    data = InMemory(samples(SIZES, bands, dtype, MANY), MANY, Named(name, (16, 16)), seed=4)
+    data = InMemory(samples(SIZES, bands, dtype, MANY), MANY, named(name, 16), seed=4)
     ds = DeviceDataset(data, CPU)
     together = ds.__getitems__([(7, index) for index in (3, 0, 4, 1)])
     for place, index in enumerate((3, 0, 4, 1)):
@@ -124,7 +121,7 @@ def test_no_value_appears_that_was_not_there(name, format):
     stored = samples(SIZES, 3, "uint8", format)
     for sample in stored:
         sample.planes[sample.planes == 0] = 1  # 0 is what a careless fill would write
-    ds = DeviceDataset(InMemory(stored, format, Named(name, (40, 33))), CPU)
+    ds = DeviceDataset(InMemory(stored, format, named(name, [40, 33])), CPU)
     for epoch in range(5):
         target = ds.__getitems__([(epoch, index) for index in range(5)]).target
         for n, sample in enumerate(stored):
@@ -133,7 +130,7 @@ def test_no_value_appears_that_was_not_there(name, format):
 
 def test_values_keep_to_their_type_and_range():
     stored = samples(SIZES, 3, "uint16", MANY)
-    ds = DeviceDataset(InMemory(stored, MANY, Named("fast_medical", (16, 16))), CPU)
+    ds = DeviceDataset(InMemory(stored, MANY, named("fast_medical", 16)), CPU)
     for epoch in range(10):
         values = ds.__getitems__([(epoch, index) for index in range(5)]).images.int()
         assert values.min() >= 0
@@ -142,7 +139,7 @@ def test_values_keep_to_their_type_and_range():
 
 def test_ranks_share_the_samples_and_see_what_one_process_sees(tmp_path):
     data = write_set(tmp_path, FORMATS["exclusive"], 7)
-    data.augment = Named("fast_street", (32, 24))
+    data.augment = named("fast_street", [32, 24])
     ds = DeviceDataset(data, CPU)
     whole = device_train_loader(ds, 1, seed=3)
     whole.sampler.set_epoch(2)
@@ -184,8 +181,8 @@ def test_images_that_differ_in_bands_are_refused():
 @pytest.mark.parametrize(
     ("augment", "message"),
     [
-        (Named("street"), "augment is 'street', which runs on the CPU.*fast_light, fast_street.*Did you mean"),
-        (Named(["HorizontalFlip"]), "augment is a list of transforms"),
+        (named("street"), "augment is 'street', which runs on the CPU.*fast_light, fast_street.*Did you mean"),
+        (named(["HorizontalFlip"]), "augment is a list of transforms"),
         (lambda sample, seed: sample, "augment is <function"),
     ],
 )
@@ -195,10 +192,15 @@ def test_what_only_the_cpu_can_do_is_refused(folder, codec, augment, message):
         DeviceDataset(data, CPU)
 
 
-def test_an_augmentation_of_crops_alone_is_taken(folder, codec):
-    augment = build_augment("none", codec.format, crop=16)
-    ds = DeviceDataset(MaskDataset(folder / "images", folder / "masks", codec, augment=augment), CPU)
-    assert ds[0, 0].images.shape == (1, 3, 16, 16)
+@pytest.mark.parametrize("place", ["ram", "disk"])
+def test_a_decoded_copy_is_read_like_the_files(tmp_path, place):
+    """Planes that are packed to bits there, and arrays that are read-only."""
+    data = write_set(tmp_path, FORMATS["overlapping"], 3)
+    data.augment = named("fast_street", 24)
+    files, copy_ = DeviceDataset(data, CPU), DeviceDataset(data.cached(place, folder=tmp_path / "cache"), CPU)
+    keys = [(2, 0), (0, 2)]
+    assert torch.equal(files.__getitems__(keys).images, copy_.__getitems__(keys).images)
+    assert torch.equal(files.__getitems__(keys).target, copy_.__getitems__(keys).target)
 
 
 def test_data_that_do_not_fit_are_refused_with_their_size(folder, codec, monkeypatch):
@@ -219,7 +221,7 @@ def test_free_memory_is_known_or_said_not_to_be():
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", DEVICE_PRESETS)
 def test_a_gpu_makes_the_batches_of_the_cpu(name):
-    data = InMemory(samples(SIZES, 3, "uint8", MANY), MANY, Named(name, (16, 16)))
+    data = InMemory(samples(SIZES, 3, "uint8", MANY), MANY, named(name, 16))
     here, there = DeviceDataset(data, CPU), DeviceDataset(data, torch.device("cuda"))
     keys = [(1, index) for index in range(5)]
     mine, theirs = there.__getitems__(keys), here.__getitems__(keys)

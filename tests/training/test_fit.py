@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -239,8 +238,9 @@ def test_epochs_without_validation_have_no_scores(tmp_path):
 def test_training_learns_from_data_on_the_device(tmp_path, kind):
     format = FORMATS[kind]
     train, val = write_set(tmp_path / "t", format, 6), write_set(tmp_path / "v", format, 3)
-    train.augment = SimpleNamespace(spec="fast_light", crop=(32, 32))  # named, and never called
-    model, _, _, result, _ = run(tmp_path, format, train=train, val=val, epochs=8, data_on_device=True)
+    train.augment = build_augment("fast_light", format, crop=32)
+    model, _, _, result, lines = run(tmp_path, format, train=train, val=val, epochs=8, data_on_device=True)
+    assert lines[0] == "reading 6 training samples into the memory of cpu"
     untrained = evaluate(small_model(format), val, workers=0, device="cpu").pooled("iou").mean
     assert evaluate(model, val, workers=0, device="cpu").pooled("iou").mean > max(0.5, untrained + 0.1)
     assert result.epochs == 8
@@ -256,7 +256,7 @@ def test_a_run_on_data_on_the_device_is_resumed_bit_for_bit(tmp_path):
 
     format = FORMATS["exclusive"]
     train, val = write_set(tmp_path / "t", format, 6), write_set(tmp_path / "v", format, 2)
-    train.augment = SimpleNamespace(spec="fast_medical", crop=(32, 32))
+    train.augment = build_augment("fast_medical", format, crop=32)
     options = {"train": train, "val": val, "epochs": 3, "data_on_device": True}
     whole, *_ = run(tmp_path, format, "whole", **options)
     with pytest.raises(RuntimeError, match="stopped"):
