@@ -119,7 +119,9 @@ def test_image_and_mask_move_together(name, crop):
 
 
 def test_gray_stays_gray_when_colours_change():
-    sample = Sample("a", RNG.integers(60, 190, (40, 40, 1)).repeat(3, 2).astype(np.uint8), planes_of(1, np.uint8, (40, 40)))
+    sample = Sample(
+        "a", RNG.integers(60, 190, (40, 40, 1)).repeat(3, 2).astype(np.uint8), planes_of(1, np.uint8, (40, 40))
+    )
     augment = build_augment("fast_street", FEW, 32)
     for seed in range(40):
         assert np.ptp(augment(sample, seed).image.astype(int), axis=2).max() <= 1
@@ -197,9 +199,7 @@ def test_street_scales_flips_and_places_alike(coordinates):
     assert np.std(np.log(scales[0])) == pytest.approx(np.std(np.log(scales[1])), rel=0.12)
     flipped = [(m[:, 0, 0] < 0).mean() for m in maps]
     assert flipped == pytest.approx([0.5, 0.5], abs=0.1)
-    places = [
-        np.array([s.planes[48, 48] for s in r], float) for r in results("street", coordinates, MANY, 96)
-    ]
+    places = [np.array([s.planes[48, 48] for s in r], float) for r in results("street", coordinates, MANY, 96)]
     assert places[0].mean(0) == pytest.approx(places[1].mean(0), abs=12)
     assert places[0].std(0) == pytest.approx(places[1].std(0), rel=0.15)
 
