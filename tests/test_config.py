@@ -61,6 +61,9 @@ def test_overrides_reach_into_sections_and_name_themselves_when_wrong(tmp_path):
         (SMALLEST + "data: {val: {from: val}}\n", "`data.val.from` is 'val', expected 'train'"),
         (SMALLEST + "data: {val: {from: train, list: a.txt}}\n", "either `from: train` or folders"),
         (SMALLEST + "data: {val: {images: a, fraction: 0.3}}\n", "where `fraction` is given"),
+        (SMALLEST + "data: {cache: disc}\n", "`data.cache` is 'disc', expected 'off', 'ram', 'disk' or 'device'"),
+        (SMALLEST + "data: {cache_gib: 0}\n", "`data.cache_gib` is 0, expected greater than 0"),
+        (SMALLEST + "data: {cach: ram}\n", r"unknown key `data.cach`. Did you mean `cache`\?"),
         ("masks: {? [a] : b}\n", "line 1: a key is a list or a map"),
         ("masks: {format: panoptic, classes: [a]}", "expected 'binary', 'multilabel' or 'multiclass'"),
     ],
@@ -69,6 +72,13 @@ def test_a_mistake_names_file_line_key_and_the_way_out(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as caught:
         read(tmp_path, text)
     assert "c.yaml" in str(caught.value)
+
+
+def test_the_words_of_the_cache(tmp_path):
+    # `off` is a word, not false.
+    for word in ("off", "ram", "disk", "device"):
+        assert read(tmp_path, SMALLEST + f"data: {{cache: {word}}}\n").data.cache == word
+    assert read(tmp_path, SMALLEST).data.cache == "off"
 
 
 def test_a_missing_file_is_named(tmp_path):
