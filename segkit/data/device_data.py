@@ -49,7 +49,7 @@ class DeviceDataset(Dataset[Batch]):
     def __init__(self, data: MaskDataset, device: torch.device, *, workers: int | None = None) -> None:
         self.preset, self.crop = device_augment(data)
         self.stems, self.seed, self.device = list(data.stems), data.seed, device
-        self._ignore_index, self._target_dtype = data.format.ignore_index, data.format.torch_dtype
+        self._ignore_index = data.format.ignore_index
         samples = _read(data, device, workers)
         self._sizes_hw = [sample.size_hw for sample in samples]
         ends = np.cumsum([height * width for height, width in self._sizes_hw])
@@ -78,7 +78,7 @@ class DeviceDataset(Dataset[Batch]):
         drawn = (draw(self.preset, crop, size, seed) for size, seed in zip(sizes_hw, seeds, strict=True))
         moves, colours = zip(*drawn, strict=True)
         places = find_places(moves, [self._starts[index] for index in indices], sizes_hw, self.device)
-        target = take_planes(self._planes, places, self._ignore_index).to(self._target_dtype)
+        target = take_planes(self._planes, places, self._ignore_index)
         values = recolor(take_pixels(self._images, places), colours, eight_bit=self._dtype == torch.uint8)
         if values.is_floating_point() and not self._dtype.is_floating_point:
             values = values.round()

@@ -10,7 +10,7 @@ from segkit.data import device_data
 from segkit.data.augment import build_augment
 from segkit.data.datasets import MaskDataset, sample_seed
 from segkit.data.device_data import DEVICE_PRESETS, DeviceDataset, device_train_loader, free_memory
-from segkit.data.fast_augment import draw
+from segkit.data.fast_augment import FAST_PRESETS, draw
 from segkit.data.loaders import SeededSampler, train_loader
 from segkit.data.sample import Sample
 from segkit.formats.mask_format import MaskFormat
@@ -135,6 +135,20 @@ def test_values_keep_to_their_type_and_range():
         values = ds.__getitems__([(epoch, index) for index in range(5)]).images.int()
         assert values.min() >= 0
         assert values.max() <= max(sample.image.max() for sample in stored)
+
+
+@pytest.mark.parametrize("name", FAST_PRESETS)
+def test_samples_are_those_that_the_cpu_makes(tmp_path, name):
+    """The same draws, and rounded as well: a value cut off would be half a step too dark on average."""
+    data = write_set(tmp_path, FORMATS["overlapping"], 3)
+    data.augment = build_augment(name, data.format, crop=24)
+    ds, brighter = DeviceDataset(data, CPU), []
+    for epoch in range(4):
+        for index in range(3):
+            mine, theirs = ds[epoch, index], data[epoch, index]
+            brighter.append((mine.images[0].permute(1, 2, 0).numpy().astype(int) - theirs.image).mean())
+            assert np.mean(mine.target[0].permute(1, 2, 0).numpy() != theirs.planes) < 0.05
+    assert abs(np.mean(brighter)) < 0.15
 
 
 def test_ranks_share_the_samples_and_see_what_one_process_sees(tmp_path):

@@ -36,24 +36,31 @@ def tiny_model(seed: int = 0):
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """Shapes of the images of every graph that is compiled; a graph runs as it is written."""
+    """For every graph that is compiled, the shape of its images and how often it ran; it runs as it is written."""
     torch._dynamo.reset()
-    shapes: list[tuple[int, ...]] = []
+    compiled: list[dict] = []
 
     def backend(graph, inputs):
-        shapes.extend(tuple(x.shape) for x in inputs if x.ndim == 4 and x.shape[1] == 3 and x.shape[2] > 7)
-        return graph.forward
+        (shape,) = (tuple(x.shape) for x in inputs if x.ndim == 4 and x.shape[1] == 3 and x.shape[2] > 7)
+        compiled.append({"images": shape, "runs": 0})
+        facts = compiled[-1]
+
+        def run(*arguments):
+            facts["runs"] += 1
+            return graph.forward(*arguments)
+
+        return run
 
     monkeypatch.setattr(compiling, "_BACKEND", backend)
-    return shapes
+    return compiled
 
 
 def test_a_compiled_run_is_the_plain_run_in_one_graph(tmp_path, graphs):
-    """Training images are 32 x 32, validation images 40 x 56: only the first are compiled."""
+    """Two epochs of two batches of 32 x 32; validation images are 40 x 56 and never compiled."""
     plain, *_ = run(tmp_path, FORMAT, "plain")
     assert graphs == []
     compiled, *_ = run(tmp_path, FORMAT, "compiled", compile=True)
-    assert graphs == [(3, 3, 32, 32)]
+    assert graphs == [{"images": (3, 3, 32, 32), "runs": 4}]
     assert not torch._dynamo.utils.counters["graph_break"]
     assert (tmp_path / "compiled" / "metrics.csv").read_text() == (tmp_path / "plain" / "metrics.csv").read_text()
     for name, value in plain.network.state_dict().items():
