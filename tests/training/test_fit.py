@@ -12,7 +12,7 @@ from segkit.inference.evaluate import evaluate
 from segkit.losses.build import build_loss
 from segkit.models.builder import build_model
 from segkit.models.bundle import load_model
-from segkit.training.fit import fit
+from segkit.training.fit import _precision, fit
 from segkit.training.step import training_loss
 from tests.scenes import FORMATS, write_set
 
@@ -279,3 +279,26 @@ def test_an_augmentation_of_the_cpu_with_data_on_the_device_is_refused_before_an
     with pytest.raises(ValueError, match="augment is 'light', which runs on the CPU"):
         run(tmp_path, FORMATS["binary"], data_on_device=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_precision_auto_is_what_the_device_is_fast_in(monkeypatch):
+    cuda = torch.device("cuda")
+    assert _precision("auto", torch.device("cpu")) == "32-true"
+    assert _precision("32-true", cuda) == "32-true"
+    for ampere, expected in ((True, "bf16-mixed"), (False, "16-mixed")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, answer=ampere: answer)
+        assert _precision("auto", cuda) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("on_device", [False, True])
+def test_training_learns_on_a_gpu(tmp_path, on_device):
+    format = FORMATS["exclusive"]
+    train, val = write_set(tmp_path / "t", format, 6), write_set(tmp_path / "v", format, 3)
+    train.augment = build_augment("fast_light", format, crop=32)
+    options = {"epochs": 8, "device": "cuda", "workers": 2, "data_on_device": on_device}
+    model, _, _, result, _ = run(tmp_path, format, train=train, val=val, **options)
+    facts = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert facts["accelerator"] == "CUDAAccelerator"
+    assert evaluate(model, val, workers=0, device="cuda").pooled("iou").mean == pytest.approx(result.best, abs=0.02)
+    assert result.best > 0.5
