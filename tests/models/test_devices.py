@@ -29,6 +29,7 @@ def test_a_device_that_is_not_here_is_one_message(device):
         pick_device(device)
 
 
+@pytest.mark.filterwarnings("ignore:User provided device_type")
 def test_bfloat16_is_for_gpus_that_compute_in_it(monkeypatch):
     cuda = torch.device("cuda")
     # A GPU before Ampere: torch says yes, unless asked not to count imitation.
