@@ -7,12 +7,12 @@ nothing is interpolated that does not change its size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
-from segkit.data.packed import PackedPlanes
+from segkit.data.packed import PackedPlanes, are_bits, pack_planes
 from segkit.data.windows import cut_image, cut_planes
 
 # OpenCV 5 has exact code for these numbers of bands; for others it rounds coordinates to 1/1024 of a pixel, so that
@@ -81,21 +81,29 @@ def move_planes(planes: np.ndarray | PackedPlanes, move: Move, ignore_index: int
     """(h, w, P) result: each pixel takes the value at its centre, or is ignored beyond the border."""
     if isinstance(planes, PackedPlanes):
         return _move_packed(planes, move).unpack()
-    if move.is_straight:
-        window = cut_planes(planes, move.corner, move.window_hw, ignore_index)
-        return _straight(window, move, cv2.INTER_NEAREST_EXACT)
-    return _warp(planes, move, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT, ignore_index)
+    if planes.shape[2] > 1:
+        window, within = _needed(move, planes.shape[:2])
+        if are_bits(planes[window]):  # packing them costs less than to move each
+            return _move_packed(pack_planes(planes[window], ""), within).unpack()
+    return _move_values(planes, move, ignore_index)
 
 
 def _move_packed(planes: PackedPlanes, move: Move) -> PackedPlanes:
     """Bits move as bytes do: what is 0 beyond the border is not known there."""
-    bits = move_planes(planes.bits, move, 0)
-    known = planes.known
+    bits, known = _move_values(planes.bits, move, 0), planes.known
     if known is None:
         if not _reaches_out(move, planes.shape[:2]):
             return PackedPlanes(bits, None, planes.num_planes)
         known = np.broadcast_to(np.uint8(255), (*planes.shape[:2], 1))
-    return PackedPlanes(bits, move_planes(known, move, 0), planes.num_planes)
+    return PackedPlanes(bits, _move_values(known, move, 0), planes.num_planes)
+
+
+def _move_values(planes: np.ndarray, move: Move, fill: int) -> np.ndarray:
+    """Nearest, and `fill` beyond the border."""
+    if move.is_straight:
+        window = cut_planes(planes, move.corner, move.window_hw, fill)
+        return _straight(window, move, cv2.INTER_NEAREST_EXACT)
+    return _warp(planes, move, cv2.INTER_NEAREST, cv2.BORDER_CONSTANT, fill)
 
 
 def _straight(window: np.ndarray, move: Move, interpolation: int) -> np.ndarray:
@@ -118,10 +126,10 @@ def _turned(window: np.ndarray, move: Move) -> np.ndarray:
 
 
 def _warp(array: np.ndarray, move: Move, interpolation: int, border: int, fill: int = 0) -> np.ndarray:
-    matrix = move.to_source()
-    part, matrix = _needed(array, matrix, move.size_hw)
+    window, within = _needed(move, array.shape[:2])
+    matrix = within.to_source()
     return _in_bands(
-        part,
+        array[window],
         move.size_hw,
         lambda bands: cv2.warpAffine(
             bands,
@@ -134,32 +142,27 @@ def _warp(array: np.ndarray, move: Move, interpolation: int, border: int, fill: 
     )
 
 
-def _needed(array: np.ndarray, matrix: np.ndarray, size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The part of an image that a warp reads, and the matrix into it. OpenCV takes no image wider than 32767."""
-    low, high = _reach(matrix, size_hw)
-    # One pixel more on each side, for the interpolation; at least one pixel, which is mirrored.
-    sides = np.array([array.shape[1], array.shape[0]])
-    start = np.clip(np.floor(low).astype(int) - 1, 0, sides - 1)
-    stop = np.clip(np.ceil(high).astype(int) + 2, start + 1, sides)
-    moved = matrix.copy()
-    moved[:, 2] -= start
-    return array[start[1] : stop[1], start[0] : stop[0]], moved
+def _needed(move: Move, image_hw: tuple[int, ...]) -> tuple[tuple[slice, slice], Move]:
+    """The part of an image that a move reads, and the move within it. OpenCV warps no image wider than 32767."""
+    slices, corner = [], []
+    for low, high, begin, side in zip(*_reach(move), move.corner, image_hw, strict=True):
+        # One pixel more on each side, for the interpolation; at least one pixel, which is mirrored.
+        start = min(max(0, int(np.floor(low)) - 1), side - 1)
+        slices.append(slice(start, max(start + 1, min(side, int(np.ceil(high)) + 2))))
+        corner.append(begin - start)
+    return (slices[0], slices[1]), replace(move, corner=(corner[0], corner[1]))
 
 
 def _reaches_out(move: Move, image_hw: tuple[int, ...]) -> bool:
-    """Whether a pixel of the result lies beyond the border of the image."""
-    if move.is_straight:
-        edges = zip(move.corner, move.window_hw, image_hw, strict=True)
-        return any(start < 0 or start + length > side for start, length, side in edges)
-    low, high = _reach(move.to_source(), move.size_hw)
-    return bool((low < -0.5).any() or high[0] >= image_hw[1] - 0.5 or high[1] >= image_hw[0] - 0.5)
+    """Whether a pixel of the result lies beyond the border of the image, or so near that OpenCV may round it there."""
+    return any(low < -0.49 or high > side - 0.51 for low, high, side in zip(*_reach(move), image_hw, strict=True))
 
 
-def _reach(matrix: np.ndarray, size_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest (x, y) in the image over all pixels of the result."""
-    right, bottom = size_hw[1] - 1, size_hw[0] - 1
-    corners = matrix @ np.array([[0, right, 0, right], [0, 0, bottom, bottom], [1, 1, 1, 1]])
-    return corners.min(1), corners.max(1)
+def _reach(move: Move) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Smallest and largest (row, column) in the image over all pixels of the result."""
+    right, bottom = move.size_hw[1] - 1, move.size_hw[0] - 1
+    corners = move.to_source() @ np.array([[0, right, 0, right], [0, 0, bottom, bottom], [1, 1, 1, 1]])
+    return tuple(corners.min(1)[::-1]), tuple(corners.max(1)[::-1])
 
 
 def _in_bands(array: np.ndarray, size_hw: tuple[int, int], change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

@@ -52,5 +52,5 @@ def test_known_for_all_planes_alike():
 def test_other_values_are_refused():
     planes = planes_of(2, True)
     planes[3, 4, 1] = 7
-    with pytest.raises(ValueError, match=r"^town/a: planes are uint8 with values up to 7, expected 0, 1 and 255"):
+    with pytest.raises(ValueError, match=r"^town/a: planes are uint8 and hold \[7\], expected uint8 of 0, 1 and 255"):
         pack_planes(planes, "town/a")
