@@ -17,18 +17,19 @@ class PackedPlanes:
 
     Attributes:
         bits: (H, W, ceil(P / 8)) uint8.
-        known: like `bits`, 0 where a plane is ignored; or (H, W, 1) of 0 and 255 for all planes alike; None where
-            nothing is ignored.
+        known: like `bits`, 0 where a plane is ignored; None where no plane is.
         num_planes: P.
+        inside: (H, W) uint8, 0 where all planes are ignored, else 255; None where they are nowhere.
     """
 
     bits: np.ndarray
     known: np.ndarray | None
     num_planes: int
+    inside: np.ndarray | None = None
 
     def __getitem__(self, window: tuple[slice, slice]) -> PackedPlanes:
-        known = None if self.known is None else self.known[window]
-        return PackedPlanes(self.bits[window], known, self.num_planes)
+        known, inside = (None if part is None else part[window] for part in (self.known, self.inside))
+        return PackedPlanes(self.bits[window], known, self.num_planes, inside)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -39,11 +40,11 @@ class PackedPlanes:
         """(H, W, P) uint8 of 0, 1 and 255. In memory plane lies behind plane, which is how batches hold them."""
         planes = _unpack(self.bits, self.num_planes)
         if self.known is not None:
-            if self.known.shape[2] == self.bits.shape[2]:
-                # 0 - 1 is 255 in uint8, and x | 255 is 255 whatever x was.
-                planes |= np.negative(_unpack(~self.known, self.num_planes))
-            else:
-                planes |= ~self.known[..., 0]
+            unknown = _unpack(~self.known, self.num_planes)
+            np.negative(unknown, out=unknown)
+            planes |= unknown  # 0 - 1 is 255 in uint8, and x | 255 is 255 whatever x was
+        if self.inside is not None:
+            planes |= ~self.inside
         return planes.transpose(1, 2, 0)
 
 
@@ -91,8 +92,7 @@ def _unpack(packed: np.ndarray, count: int) -> np.ndarray:
     planes = np.empty((count, *packed.shape[:2]), np.uint8)
     for byte in range(packed.shape[2]):
         layer = np.ascontiguousarray(packed[..., byte])
-        for bit in range(min(8, count - 8 * byte)):
-            plane = planes[8 * byte + bit]
+        for bit, plane in enumerate(planes[8 * byte : 8 * byte + 8]):
             np.right_shift(layer, bit, out=plane)
             np.bitwise_and(plane, 1, out=plane)
     return planes

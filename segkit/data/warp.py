@@ -6,6 +6,7 @@ nothing is interpolated that does not change its size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -54,19 +55,21 @@ class Move:
 
     def to_source(self) -> np.ndarray:
         """(2, 3) matrix from (x, y, 1) of a pixel of the result to (x, y) in the image; integers are pixel centres."""
-        angle = np.deg2rad(self.angle_deg)
-        cos, sin = np.cos(angle), np.sin(angle)
-        forward = np.array([[cos, -sin], [sin, cos]]) @ np.diag(self.scale_xy)
-        quarter = np.array([[0.0, 1.0], [-1.0, 0.0]])  # x goes up: counter-clockwise, as y points down
-        forward = forward @ np.linalg.matrix_power(quarter, self.quarters)
-        forward = forward @ np.diag([-1.0 if self.flip_x else 1.0, -1.0 if self.flip_y else 1.0])
-        (height, width), (window_h, window_w) = self.size_hw, self.window_hw
-        linear = np.diag([window_w / width, window_h / height]) @ np.linalg.inv(forward)
+        # The steps backwards, in plain numbers: numpy takes a tenth of a millisecond for five products of 2 x 2.
+        angle = math.radians(self.angle_deg)
+        cos, sin = math.cos(angle), math.sin(angle)
+        x, y = (cos / self.scale_xy[0], sin / self.scale_xy[0]), (-sin / self.scale_xy[1], cos / self.scale_xy[1])
+        for _ in range(self.quarters):
+            x, y = (-y[0], -y[1]), x
+        (height, width), (window_h, window_w), (top, left) = self.size_hw, self.window_hw, self.corner
+        across = window_w / width * (-1 if self.flip_x else 1)
+        down = window_h / height * (-1 if self.flip_y else 1)
+        rows = []
         # A pixel covers its centre +- 1/2, so the middle of n pixels lies at (n - 1) / 2.
-        middle = np.array([(width - 1) / 2, (height - 1) / 2])
-        top, left = self.corner
-        origin = np.array([left + (window_w - 1) / 2, top + (window_h - 1) / 2])
-        return np.column_stack([linear, origin - linear @ middle])
+        for (a, b), factor, middle in ((x, across, left + (window_w - 1) / 2), (y, down, top + (window_h - 1) / 2)):
+            a, b = a * factor, b * factor
+            rows.append((a, b, middle - a * (width - 1) / 2 - b * (height - 1) / 2))
+        return np.array(rows)
 
 
 def move_image(image: np.ndarray, move: Move) -> np.ndarray:
@@ -89,13 +92,13 @@ def move_planes(planes: np.ndarray | PackedPlanes, move: Move, ignore_index: int
 
 
 def _move_packed(planes: PackedPlanes, move: Move) -> PackedPlanes:
-    """Bits move as bytes do: what is 0 beyond the border is not known there."""
-    bits, known = _move_values(planes.bits, move, 0), planes.known
-    if known is None:
-        if not _reaches_out(move, planes.shape[:2]):
-            return PackedPlanes(bits, None, planes.num_planes)
-        known = np.broadcast_to(np.uint8(255), (*planes.shape[:2], 1))
-    return PackedPlanes(bits, _move_values(known, move, 0), planes.num_planes)
+    """Bits move as bytes do. What is 0 beyond the border is not known there."""
+    bits, known, inside = _move_values(planes.bits, move, 0), planes.known, None
+    if known is not None:
+        known = _move_values(known, move, 0)
+    elif _reaches_out(move, planes.shape[:2]):
+        inside = _move_values(np.full((*planes.shape[:2], 1), 255, np.uint8), move, 0)[..., 0]
+    return PackedPlanes(bits, known, planes.num_planes, inside)
 
 
 def _move_values(planes: np.ndarray, move: Move, fill: int) -> np.ndarray:
@@ -158,11 +161,14 @@ def _reaches_out(move: Move, image_hw: tuple[int, ...]) -> bool:
     return any(low < -0.49 or high > side - 0.51 for low, high, side in zip(*_reach(move), image_hw, strict=True))
 
 
-def _reach(move: Move) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _reach(move: Move) -> tuple[list[float], list[float]]:
     """Smallest and largest (row, column) in the image over all pixels of the result."""
-    right, bottom = move.size_hw[1] - 1, move.size_hw[0] - 1
-    corners = move.to_source() @ np.array([[0, right, 0, right], [0, 0, bottom, bottom], [1, 1, 1, 1]])
-    return tuple(corners.min(1)[::-1]), tuple(corners.max(1)[::-1])
+    low, high = [], []
+    for a, b, start in reversed(move.to_source().tolist()):
+        over_x, over_y = a * (move.size_hw[1] - 1), b * (move.size_hw[0] - 1)
+        low.append(start + min(0, over_x) + min(0, over_y))
+        high.append(start + max(0, over_x) + max(0, over_y))
+    return low, high
 
 
 def _in_bands(array: np.ndarray, size_hw: tuple[int, int], change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
