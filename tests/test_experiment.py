@@ -10,7 +10,7 @@ import pytest
 
 from segkit.config import read_config
 from segkit.data import cache
-from segkit.experiment import open_masks, open_parts
+from segkit.experiment import open_masks, open_parts, silent_progress, verify
 from segkit.formats.codecs import open_codec
 from tests.scenes import FORMATS, write_set
 from tests.test_cli import segkit, write_config
@@ -100,6 +100,18 @@ def test_nothing_is_cached_unless_asked_for(tmp_path, home, monkeypatch):
     for overrides in ((), ("data.cache=off",)):
         assert parts_of(path, *overrides).train._copy is None
     assert not home.exists()
+
+
+def test_with_a_copy_no_file_is_decoded_again_not_even_to_check_it(tmp_path, home, monkeypatch):
+    path = write_config(tmp_path / "data", "exclusive")
+    sizes = parts_of(path, "data.cache=disk").train.verify()
+    for name in ("segkit.data.datasets.read_image", "segkit.formats.png_codecs.read_png"):
+        monkeypatch.setattr(name, None)
+    config = read_config(path, ["data.cache=disk"])
+    parts = open_parts(config, open_masks(config.masks))
+    verify(parts, config, silent_progress)
+    assert parts.train.verify() == sizes
+    assert parts.val[1].size_hw == (40, 56)
 
 
 def test_a_bad_sample_is_named_before_training_starts(tmp_path, home, capsys):

@@ -129,8 +129,9 @@ def _copy_on_disk(source: Source, home: Path, max_gib: float | None) -> DecodedC
 def _copy_in_memory(source: Source, max_gib: float | None) -> DecodedCopy:
     if not os.access(SHARED_MEMORY, os.W_OK):
         raise _NoSharedMemory(f"there is no shared memory at {SHARED_MEMORY}")
-    # Of one user: another's files cannot be removed.
+    # Of one user, and read by nobody else: everybody may write into shared memory.
     home = SHARED_MEMORY / f"segkit-{os.getuid()}"
+    home.mkdir(mode=0o700, exist_ok=True)
     origin = source.origin()
 
     def build(folder: Path) -> None:

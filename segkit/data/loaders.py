@@ -40,7 +40,8 @@ def collate(samples: Sequence[Sample]) -> Batch:
     dtype = np.result_type(*(s.image.dtype for s in samples))
     # (N, H, W, B) in memory, seen as (N, B, H, W): nothing is turned here, and convolutions are fastest that way.
     images = torch.from_numpy(np.stack([in_depth(s.image, dtype) for s in samples])).permute(0, 3, 1, 2)
-    planes = np.stack([s.planes for s in samples]).transpose(0, 3, 1, 2)
+    # Turned one by one: planes that were unpacked from bits lie in this order already.
+    planes = np.stack([s.planes.transpose(2, 0, 1) for s in samples])
     # torch computes little in uint16; see MaskFormat.torch_dtype.
     depth = np.uint8 if planes.dtype == np.uint8 else np.int32
     target = torch.from_numpy(np.ascontiguousarray(planes, dtype=depth))

@@ -17,18 +17,19 @@ class PackedPlanes:
 
     Attributes:
         bits: (H, W, ceil(P / 8)) uint8.
-        known: like `bits`, 0 where a plane is ignored; or (H, W, 1) of 0 and 255 for all planes alike; None where
-            nothing is ignored.
+        known: like `bits`, 0 where a plane is ignored; None where no plane is.
         num_planes: P.
+        inside: (H, W) uint8, 0 where all planes are ignored, else 255; None where they are nowhere.
     """
 
     bits: np.ndarray
     known: np.ndarray | None
     num_planes: int
+    inside: np.ndarray | None = None
 
     def __getitem__(self, window: tuple[slice, slice]) -> PackedPlanes:
-        known = None if self.known is None else self.known[window]
-        return PackedPlanes(self.bits[window], known, self.num_planes)
+        known, inside = (None if part is None else part[window] for part in (self.known, self.inside))
+        return PackedPlanes(self.bits[window], known, self.num_planes, inside)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -36,15 +37,22 @@ class PackedPlanes:
         return self.bits.shape[0], self.bits.shape[1], self.num_planes
 
     def unpack(self) -> np.ndarray:
-        """(H, W, P) uint8 of 0, 1 and 255; another view of 8 * ceil(P / 8) planes, so not always contiguous."""
-        planes = _unpack(self.bits)
+        """(H, W, P) uint8 of 0, 1 and 255. In memory plane lies behind plane, which is how batches hold them."""
+        planes = _unpack(self.bits, self.num_planes)
         if self.known is not None:
-            if self.known.shape == self.bits.shape:
-                # 0 - 1 is 255 in uint8, and x | 255 is 255 whatever x was.
-                planes |= np.negative(_unpack(~self.known))
-            else:
-                planes[self.known[..., 0] != _ALL_KNOWN] = 255
-        return planes[..., : self.num_planes]
+            unknown = _unpack(~self.known, self.num_planes)
+            np.negative(unknown, out=unknown)
+            planes |= unknown  # 0 - 1 is 255 in uint8, and x | 255 is 255 whatever x was
+        if self.inside is not None:
+            planes |= ~self.inside
+        return planes.transpose(1, 2, 0)
+
+
+def are_bits(planes: np.ndarray) -> bool:
+    """Whether (H, W, P) planes hold nothing but 0, 1 and 255."""
+    if planes.dtype != np.uint8:
+        return False
+    return planes.max(initial=0) <= 1 or not ((planes > 1) & (planes < 255)).any()
 
 
 def pack_planes(planes: np.ndarray, where: str) -> PackedPlanes:
@@ -53,12 +61,12 @@ def pack_planes(planes: np.ndarray, where: str) -> PackedPlanes:
     Raises:
         ValueError: `where` holds values besides 0, 1 and 255.
     """
-    largest = planes.max(initial=0, where=planes != 255)
-    if planes.dtype != np.uint8 or largest > 1:
-        raise ValueError(f"{where}: planes are {planes.dtype} with values up to {largest}, expected 0, 1 and 255.")
-    ignored = planes == 255
-    known = _pack(~ignored) if ignored.any() else None
-    return PackedPlanes(_pack(planes == 1), known, planes.shape[2])
+    if not are_bits(planes):
+        found = sorted(set(np.unique(planes).tolist()) - {0, 1, 255})
+        raise ValueError(f"{where}: planes are {planes.dtype} and hold {found[:10]}, expected uint8 of 0, 1 and 255.")
+    if planes.max(initial=0) <= 1:
+        return PackedPlanes(_pack(planes), None, planes.shape[2])
+    return PackedPlanes(_pack(planes == 1), _pack(planes < 255), planes.shape[2])
 
 
 def unpacked(planes: np.ndarray | PackedPlanes) -> np.ndarray:
@@ -67,15 +75,24 @@ def unpacked(planes: np.ndarray | PackedPlanes) -> np.ndarray:
 
 
 def _pack(flags: np.ndarray) -> np.ndarray:
-    """(H, W, P) bool to (H, W, ceil(P / 8)) uint8."""
+    """(H, W, P) of 0 and 1, or bool, to (H, W, ceil(P / 8)) uint8."""
     height, width, count = flags.shape
-    whole = np.zeros((height, width, -(-count // 8) * 8), bool)
-    whole[..., :count] = flags
+    flags, lacking = np.ascontiguousarray(flags), -count % 8
+    if lacking:
+        # As items of P bytes and a rest: numpy copies rows of few bytes one byte at a time.
+        items = np.zeros((height, width), [("planes", f"V{count}"), ("rest", f"V{lacking}")])
+        items["planes"] = flags.view(f"V{count}")[..., 0]
+        flags = items.view(np.uint8)
     # Flattened: numpy packs one long row many times faster than short ones along the last axis.
-    return np.packbits(whole.reshape(-1), bitorder="little").reshape(height, width, -1)
+    return np.packbits(flags.reshape(-1), bitorder="little").reshape(height, width, -1)
 
 
-def _unpack(packed: np.ndarray) -> np.ndarray:
-    """(H, W, K) uint8 to (H, W, 8 K) uint8 of 0 and 1."""
-    height, width, count = packed.shape
-    return np.unpackbits(packed.reshape(-1), bitorder="little").reshape(height, width, count * 8)
+def _unpack(packed: np.ndarray, count: int) -> np.ndarray:
+    """(H, W, K) uint8 to (P, H, W) uint8 of 0 and 1."""
+    planes = np.empty((count, *packed.shape[:2]), np.uint8)
+    for byte in range(packed.shape[2]):
+        layer = np.ascontiguousarray(packed[..., byte])
+        for bit, plane in enumerate(planes[8 * byte : 8 * byte + 8]):
+            np.right_shift(layer, bit, out=plane)
+            np.bitwise_and(plane, 1, out=plane)
+    return planes

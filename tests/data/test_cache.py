@@ -427,6 +427,7 @@ def test_a_wrong_place_or_bound(ds):
 def test_shared_memory_is_free_again_when_the_copy_goes(ds, tmp_path, home):
     cached = ds.cached("ram")
     assert cached._copy.folder.is_relative_to(tmp_path / "shm")
+    assert cached._copy.folder.parent.stat().st_mode & 0o777 == 0o700
     assert copies(home) == []
     image = cached.read(0).image
     folder = cached._copy.folder

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -39,18 +41,20 @@ def test_a_window_is_a_view_and_holds_what_lies_within_it():
     np.testing.assert_array_equal(window.unpack(), planes[2:5, 3:9])
 
 
-def test_known_for_all_planes_alike():
-    packed = pack_planes(planes_of(9, False), "a")
-    known = np.full((7, 11, 1), 255, np.uint8)
-    known[2, 3] = 0
-    alike = type(packed)(packed.bits, known, 9)
+@pytest.mark.parametrize("ignored", [False, True])
+def test_outside_all_planes_are_ignored(ignored):
+    packed = pack_planes(planes_of(9, ignored), "a")
+    inside = np.full((7, 11), 255, np.uint8)
+    inside[2, 3] = 0
     expected = packed.unpack().copy()
     expected[2, 3] = 255
-    np.testing.assert_array_equal(alike.unpack(), expected)
+    found = replace(packed, inside=inside)
+    np.testing.assert_array_equal(found.unpack(), expected)
+    np.testing.assert_array_equal(found[1:4, 2:5].unpack(), expected[1:4, 2:5])
 
 
 def test_other_values_are_refused():
     planes = planes_of(2, True)
     planes[3, 4, 1] = 7
-    with pytest.raises(ValueError, match=r"^town/a: planes are uint8 with values up to 7, expected 0, 1 and 255"):
+    with pytest.raises(ValueError, match=r"^town/a: planes are uint8 and hold \[7\], expected uint8 of 0, 1 and 255"):
         pack_planes(planes, "town/a")

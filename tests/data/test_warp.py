@@ -63,6 +63,18 @@ def test_the_steps_in_their_order_by_numpy():
                 np.testing.assert_array_equal(by_definition(image, move, 0), expected)
 
 
+def test_angles_run_clockwise_and_scales_along_the_sides():
+    planes = np.zeros((41, 41, 1), np.uint8)
+    planes[20, 30] = 1  # right of the middle by 10
+    for angle, scale_xy, place in (
+        (90.0, (1.0, 1.0), (30, 20)),
+        (-90.0, (1.0, 1.0), (10, 20)),
+        (0.0, (1.5, 9.0), (20, 35)),
+    ):
+        move = Move((0, 0), (41, 41), (41, 41), angle_deg=angle, scale_xy=scale_xy)
+        assert move_planes(planes, move, 255)[place][0] == 1
+
+
 @pytest.mark.parametrize("move", list(moves(12, (33, 33))) + list(moves(8, (21, 34))))
 def test_straight_moves_are_their_matrix(move):
     """What is cut, resized and flipped step by step lies where the matrix of a warp puts it."""
