@@ -114,6 +114,13 @@ def test_volumes_keep_their_spacing_and_depth(tmp_path):
         assert_same(cached.read(index), ds.read(index))
 
 
+def test_some_slices_of_a_volume_are_not_all_of_them(tmp_path):
+    codec = open_codec("nifti", FORMATS["exclusive"])
+    ds = write_set(tmp_path / "data", FORMATS["exclusive"], 3, codec=codec)
+    assert_same(ds.subset(["case@z001"]).cached().read(0), ds.read(1))
+    assert_same(ds.cached().read(2), ds.read(2))
+
+
 def test_any_depth_any_bands_and_wide_planes(tmp_path):
     format = MaskFormat.multiclass([f"c{i}" for i in range(300)])
     codec = open_codec("index_png", format)

@@ -116,13 +116,16 @@ def test_image_and_planes_stay_together():
 
 @pytest.mark.parametrize("count", [2, 3, 8, 9, 20])
 @pytest.mark.parametrize("ignored", [False, True])
-def test_packed_planes_move_as_unpacked_ones_do(count, ignored):
+def test_packed_planes_move_as_each_of_them_does(count, ignored):
     planes = RNG.integers(0, 2, (*SIZE_HW, count)).astype(np.uint8)
     if ignored:
         planes[10:30, 20:40, count // 2] = 255
     packed = pack_planes(planes, "a")
-    for move in moves(30):
-        np.testing.assert_array_equal(move_planes(packed, move, 255), move_planes(planes, move, 255))
+    by_a_pixel = [Move((-1, 3), (20, 20), (20, 20)), Move((27, 20), (20, 20), (20, 20), angle_deg=0.2)]
+    for move in [*moves(30), *by_a_pixel]:
+        each = np.dstack([move_planes(planes[..., p : p + 1], move, 255) for p in range(count)])
+        np.testing.assert_array_equal(move_planes(packed, move, 255), each)
+        np.testing.assert_array_equal(move_planes(planes, move, 255), each)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
