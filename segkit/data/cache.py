@@ -29,6 +29,7 @@ GIB = 2**30
 # tmpfs: files that are memory.
 SHARED_MEMORY = Path("/dev/shm")
 _SHARE_OF_DISK, _SHARE_OF_MEMORY = 0.9, 0.5
+_GIVEN = "the bound given by `cache_gib`"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def decoded_copy(
         raise ValueError(f"a cache in {place!r}: expected {' or '.join(PLACES)}.")
     if max_gib is not None and not max_gib > 0:
         raise ValueError(f"a cache of {max_gib} GiB: expected more than 0.")
-    disk = Path(home) if home is not None else default_home()
+    disk = Path(home).expanduser() if home is not None else default_home()
     if place == "ram":
         try:
             return _copy_in_memory(source, max_gib)
@@ -104,12 +105,26 @@ def default_home() -> Path:
     """`$SEGKIT_CACHE`, or `segkit` in the user's cache folder."""
     given = os.environ.get("SEGKIT_CACHE")
     if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "segkit")
+        return Path(given).expanduser()
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "segkit")
+    except RuntimeError:
+        raise ValueError(
+            "there is no home folder for a cache. Say where with `data.cache_dir` or $SEGKIT_CACHE."
+        ) from None
 
 
 class _NoSharedMemory(Exception):
     """There is no shared memory, or too little."""
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """How large a copy may be, why, and what else a user can do than raise it."""
+
+    size: float
+    why: str
+    way_out: str
 
 
 def _copy_on_disk(source: Source, home: Path, max_gib: float | None) -> DecodedCopy:
@@ -117,11 +132,11 @@ def _copy_on_disk(source: Source, home: Path, max_gib: float | None) -> DecodedC
 
     def build(folder: Path) -> None:
         _remove_outdated(home, origin)
-        free = shutil.disk_usage(folder).free
-        bounds = [(free * _SHARE_OF_DISK, f"nine tenths of what is free in {home}")]
-        if max_gib is not None:
-            bounds.append((max_gib * GIB, "the bound given by `cache_gib`"))
-        _write(folder, source, origin, source.estimate_bytes(), *min(bounds))
+        size, why = shutil.disk_usage(folder).free * _SHARE_OF_DISK, f"nine tenths of what is free in {home}"
+        if max_gib is not None and max_gib * GIB < size:
+            size, why = max_gib * GIB, _GIVEN
+        bound = _Bound(size, why, "take another disk with `data.cache_dir`")
+        _write(folder, source, origin, source.estimate_bytes(), bound)
 
     return DecodedCopy(hold_or_build(home, origin.name, build))
 
@@ -139,13 +154,12 @@ def _copy_in_memory(source: Source, max_gib: float | None) -> DecodedCopy:
             remove_unused(other)  # of processes that were killed
         size, free = source.estimate_bytes(), shutil.disk_usage(folder).free
         memory = available_memory()
-        bound, why = (max_gib or 0) * GIB, "the bound given by `cache_gib`"
-        if max_gib is None:
-            bound, why = (memory if memory is not None else free) * _SHARE_OF_MEMORY, "half of the free memory"
-        if bound >= size > free:
+        most = (memory if memory is not None else free) * _SHARE_OF_MEMORY
+        largest, why = (most, "half of the free memory") if max_gib is None else (max_gib * GIB, _GIVEN)
+        if largest >= size > free:
             raise _NoSharedMemory(f"{SHARED_MEMORY} has {free / GIB:.1f} GiB free for samples of {size / GIB:.1f} GiB")
         try:
-            _write(folder, source, origin, size, bound, why)
+            _write(folder, source, origin, size, _Bound(largest, why, "use `data.cache=disk`"))
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -154,16 +168,16 @@ def _copy_in_memory(source: Source, max_gib: float | None) -> DecodedCopy:
     return DecodedCopy(hold_or_build(home, origin.name, build, temporary=True))
 
 
-def _write(folder: Path, source: Source, origin: Origin, estimate: int, bound: float, why: str) -> None:
+def _write(folder: Path, source: Source, origin: Origin, estimate: int, bound: _Bound) -> None:
     """Write all samples and their index, or refuse: at once by the estimate, or where it was too low."""
     total = len(source.stems)
 
     def check_room(size: float, done: int) -> None:
-        if size > bound:
+        if size > bound.size:
             raise NoRoom(
                 f"{origin.images}: {total} decoded samples take about {size / done * total / GIB:.2f} GiB, but the "
-                f"cache may take {bound / GIB:.2f} GiB ({why}). Allow more with `data.cache_gib`, take another disk "
-                "with `data.cache_dir`, use `data.cache=disk` in place of ram, or do without: `data.cache=off`."
+                f"cache may take {bound.size / GIB:.2f} GiB ({bound.why}). Allow more with `data.cache_gib`, "
+                f"{bound.way_out}, or do without: `data.cache=off`."
             )
 
     check_room(estimate, total)

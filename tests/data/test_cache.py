@@ -3,8 +3,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
-import subprocess
-import sys
+from pathlib import Path
 
 import cv2
 import nibabel
@@ -192,8 +191,7 @@ def test_planes_are_unpacked_within_the_crop_only(tmp_path, monkeypatch, spec):
     assert set(shapes) == {(16, 16, 2)}
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-@pytest.mark.parametrize("place", ["disk", "ram"])
+@pytest.mark.parametrize(("place", "method"), [("disk", "fork"), ("ram", "spawn")])
 def test_workers_map_the_copy_themselves(folder, codec, method, place):
     ds = MaskDataset(folder / "images", folder / "masks", codec, augment=build_augment("fast_light", codec.format, 16))
     expected = [batch.images for batch in train_loader(ds, 2, workers=0)]
@@ -398,7 +396,8 @@ def test_a_bad_sample_is_named_as_verify_does(folder, codec, ds, home):
 def test_a_bound_is_told_with_size_and_ways_out(ds, home, place):
     with pytest.raises(ValueError, match=r"5 decoded samples take about 0\.00 GiB, but the cache may take") as caught:
         ds.cached(place, max_gib=1e-6)
-    for way in ("`cache_gib`", "data.cache_gib", "data.cache_dir", "data.cache=disk", "data.cache=off"):
+    another = {"disk": "data.cache_dir", "ram": "data.cache=disk"}[place]
+    for way in ("`cache_gib`", "data.cache_gib", another, "data.cache=off"):
         assert way in str(caught.value)
     assert copies(home) == []
     assert ds.cached(place, max_gib=1).read(0).size_hw == (20, 28)
@@ -479,7 +478,7 @@ def build_in_a_process(ds, barrier, answers):
 
 def test_processes_that_build_together_read_the_same(folder, codec, home):
     ds = MaskDataset(folder / "images", folder / "masks", codec)
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     barrier, answers = context.Barrier(3), context.Queue()
     processes = [context.Process(target=build_in_a_process, args=(ds, barrier, answers)) for _ in range(3)]
     for process in processes:
@@ -493,15 +492,23 @@ def test_processes_that_build_together_read_the_same(folder, codec, home):
 
 
 def test_default_folders(monkeypatch):
-    code = "from segkit.data.cache import default_home; print(default_home())"
+    assert cache.default_home() == Path(os.environ["SEGKIT_CACHE"])
+    monkeypatch.delenv("SEGKIT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/x")
+    assert cache.default_home() == Path("/x/segkit")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cache.default_home() == Path("/home/me/.cache/segkit")
+    monkeypatch.setenv("SEGKIT_CACHE", "~/fast")
+    assert cache.default_home() == Path("/home/me/fast")
 
-    def home(**variables):
-        environment = {k: v for k, v in os.environ.items() if k not in ("SEGKIT_CACHE", "XDG_CACHE_HOME")}
-        done = subprocess.run(
-            [sys.executable, "-c", code], env={**environment, **variables}, capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
 
-    assert home(SEGKIT_CACHE="/big/disk") == "/big/disk"
-    assert home(XDG_CACHE_HOME="/x") == "/x/segkit"
-    assert home(HOME="/home/me") == "/home/me/.cache/segkit"
+def test_without_a_home_folder_one_must_be_named(monkeypatch):
+    def no_home():
+        raise RuntimeError
+
+    monkeypatch.delenv("SEGKIT_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(ValueError, match=r"no home folder for a cache\. Say where with `data\.cache_dir`"):
+        cache.default_home()

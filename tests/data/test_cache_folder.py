@@ -42,7 +42,7 @@ def hold_in_a_process(home, barrier, answers):
 
 def test_processes_that_start_together_build_once(tmp_path):
     home = tmp_path / "home"
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     barrier, answers = context.Barrier(4), context.Queue()
     processes = [context.Process(target=hold_in_a_process, args=(home, barrier, answers)) for _ in range(4)]
     for process in processes:
