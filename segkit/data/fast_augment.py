@@ -86,7 +86,8 @@ class Colours:
         gain: factor on the distance from the lowest value of the range.
         offset: share of the range that is added.
         hue_deg: turn on the colour wheel, from red towards green; of 8-bit RGB only.
-        saturation: added to the mean saturation of the crop, of 255; of 8-bit RGB only.
+        saturation: the distance from gray grows by this over the mean saturation of the crop, both of 255; of 8-bit RGB
+            only.
     """
 
     gain: float = 1.0
