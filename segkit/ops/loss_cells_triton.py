@@ -20,9 +20,6 @@ many images as fit into 32 MiB.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -41,7 +38,8 @@ from segkit.ops.loss_tiles_triton import (
     weights_of,
     write_sums,
 )
-from segkit.ops.upsample import CoarseLogits, source_positions
+from segkit.ops.upsample import CoarseLogits
+from segkit.ops.upsample_lines import line_tables
 
 # Programs that sum: enough for several on each core of any GPU, few enough that their sums are no traffic.
 _PROGRAMS = 4096
@@ -55,7 +53,7 @@ def forward(logits: CoarseLogits, target: Tensor, loss: TileLoss) -> tuple[Tenso
     """(2 + 3 C,) sums in the order of `LossSums`; (N, H, W) log Σ exp of each pixel, (0,) for sigmoids."""
     values = logits.values
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-    rows, columns = _axes(logits, target, dtype)
+    rows, columns = line_tables(logits, dtype)
     block_c, block, warps = tile_shape(loss.num_classes, _CELLS, dtype)
     blocks = len(values) * values.shape[2] * triton.cdiv(values.shape[3], block)
     partial = torch.empty((min(blocks, _PROGRAMS), 2 + 3 * loss.num_classes), dtype=dtype, device=values.device)
@@ -68,8 +66,10 @@ def forward(logits: CoarseLogits, target: Tensor, loss: TileLoss) -> tuple[Tenso
             weights_of(loss, dtype),
             partial,
             normalizers,
-            *rows,
-            *columns,
+            rows.starts,
+            rows.shares,
+            columns.starts,
+            columns.shares,
             *values.stride(),
             *target.stride(),
             *values.shape[2:],
@@ -89,7 +89,7 @@ def backward(logits: CoarseLogits, target: Tensor, loss: TileLoss, normalizers: 
     """Gradient of the values, in their dtype, from the (2 + 3 C,) gradient of the sums."""
     values, grad = logits.values, grad.contiguous()
     weights = weights_of(loss, grad.dtype)
-    rows, columns = _axes(logits, target, grad.dtype)
+    rows, columns = line_tables(logits, grad.dtype)
     block_c, block, warps = tile_shape(loss.num_classes, _CELLS, grad.dtype)
     result = torch.empty_like(values)
     images = max(1, _CORNER_BYTES // (4 * values[0].numel() * grad.element_size()))
@@ -105,8 +105,10 @@ def backward(logits: CoarseLogits, target: Tensor, loss: TileLoss, normalizers: 
                 normalizers[start : start + images],
                 grad,
                 here,
-                *rows,
-                *columns,
+                rows.starts,
+                rows.shares,
+                columns.starts,
+                columns.shares,
                 *part.stride(),
                 *target.stride(),
                 *part.shape[2:],
@@ -129,32 +131,6 @@ def _fold(corners: Tensor) -> Tensor:
     result[..., 1:, :] += corners[:, 2, ..., :-1, :]
     result[..., 1:, 1:] += corners[:, 3, ..., :-1, :-1]
     return result
-
-
-class _Axis(NamedTuple):
-    """Where the pixels of a line lie among its cells; cell i is between the coarse values i and i + 1."""
-
-    # (cells + 1,) int32: first pixel of each cell.
-    starts: Tensor
-    # (pixels,) share of the value i + 1; 0 in the last cell, whose pixels lie on the last value or beyond it.
-    shares: Tensor
-
-
-def _axes(logits: CoarseLogits, target: Tensor, dtype: torch.dtype) -> list[_Axis]:
-    """Of rows and of columns."""
-    coarse, align_corners = logits.values.shape[2:], logits.align_corners
-    sizes = zip(coarse, logits.size_hw, target.shape[2:], strict=True)
-    return [_axis(*lengths, align_corners, dtype, target.device) for lengths in sizes]
-
-
-# Kept: a copy to the device waits for it.
-@lru_cache(maxsize=64)
-def _axis(coarse: int, full: int, pixels: int, align_corners: bool, dtype: torch.dtype, device: torch.device) -> _Axis:
-    position = source_positions(0, pixels, coarse, full, align_corners)
-    cell = position.floor().long().clamp_max(coarse - 1)
-    shares = torch.where(cell < coarse - 1, position - cell, 0.0)
-    starts = torch.searchsorted(cell, torch.arange(coarse + 1))
-    return _Axis(starts.to(device, torch.int32), shares.to(device, dtype))
 
 
 @triton.jit

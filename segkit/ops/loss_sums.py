@@ -111,9 +111,9 @@ def _sums(
     choice = _Plan(*plan)
     logits, loss = choice.logits(values, target, size_hw), choice.tile_loss(values, class_weights)
     if backend_of(values, target) == "triton":
-        from segkit.ops import loss_sums_triton
+        from segkit.ops.loss_sums_triton import forward
 
-        return loss_sums_triton.forward(logits, target, loss)
+        return forward(logits, target, loss)
     reader = TileReader(logits)
     # Tiles are added in float64 where the device has it: float32 stops counting at 2^24 pixels.
     wide = torch.float32 if values.device.type == "mps" else torch.float64
@@ -145,9 +145,9 @@ def _sums_backward(
     choice = _Plan(*plan)
     logits, loss = choice.logits(values, target, size_hw), choice.tile_loss(values, class_weights)
     if backend_of(values, target) == "triton":
-        from segkit.ops import loss_sums_triton
+        from segkit.ops.loss_sums_triton import backward
 
-        return loss_sums_triton.backward(logits, target, loss, normalizers, grad)
+        return backward(logits, target, loss, normalizers, grad)
     reader = TileReader(logits)
     result = reader.empty_gradient()
     with torch.autocast(values.device.type, enabled=False):

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from segkit.ops import loss_cells_triton
+import segkit.ops.loss_cells_triton as cells
 from segkit.ops.loss_tiles import TileLoss
 from segkit.ops.loss_tiles_triton import (
     constants,
@@ -47,7 +47,7 @@ _PIXELS = 32
 def forward(logits: CoarseLogits, target: Tensor, loss: TileLoss) -> tuple[Tensor, Tensor]:
     """(2 + 3 C,) sums in the order of `LossSums`; (N, H, W) log Σ exp of each pixel, (0,) for sigmoids."""
     if logits.upsampled:
-        return loss_cells_triton.forward(logits, target, loss)
+        return cells.forward(logits, target, loss)
     values = logits.values
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
     _, (rows, columns) = _lines(target, values)
@@ -81,7 +81,7 @@ def forward(logits: CoarseLogits, target: Tensor, loss: TileLoss) -> tuple[Tenso
 def backward(logits: CoarseLogits, target: Tensor, loss: TileLoss, normalizers: Tensor, grad: Tensor) -> Tensor:
     """Gradient of the values, in their dtype, from the (2 + 3 C,) gradient of the sums."""
     if logits.upsampled:
-        return loss_cells_triton.backward(logits, target, loss, normalizers, grad)
+        return cells.backward(logits, target, loss, normalizers, grad)
     values = logits.values
     result = torch.empty_like(values)
     (rows, columns), target_size = _lines(target, values, result)

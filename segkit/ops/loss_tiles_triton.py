@@ -77,11 +77,12 @@ def finish(partial: Tensor, loss: TileLoss) -> Tensor:
 
 @triton.jit
 def read_truth(target, places, classes, real, inside, ignore_index, INDEX_PLANES: tl.constexpr):
-    """Truth of a tile of pixels at (1, n) or (C, n) places: (C, n) bool; valid; (1, n) class indices, or 0."""
+    """Truth of a tile of pixels at (1, n) or (C, n) places: (C, n) bool; valid; (1, n) class indices."""
     if INDEX_PLANES:
         index = tl.load(target + places, mask=inside, other=0).to(tl.int32)
         valid = inside & (index != ignore_index)
-        return (classes == index) & valid, valid, index
+        index = tl.where(valid, index, -1)
+        return classes == index, valid, index
     else:
         plane = tl.load(target + places, mask=real & inside, other=0).to(tl.int32)
         valid = real & inside & (plane != ignore_index)
@@ -96,7 +97,7 @@ def read_weights(weights, classes, real, index, valid, num_classes, SOFTMAX: tl.
             return valid.to(DTYPE)
         else:
             # A number that is no class must not read beyond the weights.
-            return tl.load(weights + index, mask=valid & (index >= 0) & (index < num_classes), other=0.0)
+            return tl.load(weights + index, mask=(index >= 0) & (index < num_classes), other=0.0)
     else:
         if weights is None:
             return tl.full(classes.shape, 1.0, DTYPE)

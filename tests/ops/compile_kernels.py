@@ -12,7 +12,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from segkit.ops import loss_cells_triton, loss_sums_triton
+from segkit.ops import counts_triton, decode_triton, loss_cells_triton, loss_sums_triton
 
 SUMS = ["row_shares", "column_shares", "weights", "partial", "normalizers", "grad", "corners"]
 POINTERS = {"target": "*u8", "row_starts": "*i32", "column_starts": "*i32"}
@@ -40,8 +40,28 @@ def loss_kernels(capability: int) -> None:
         pointers.update(dict.fromkeys(SUMS, "*fp64" if wide else "*fp32"))
         for kernels in (loss_sums_triton, loss_cells_triton):
             for kernel in (kernels._forward, kernels._backward):
-                compile_kernel(kernel, capability, pointers, **{n: options[n] for n in kernel.arg_names if n in options})
+                compile_kernel(
+                    kernel, capability, pointers, **{n: options[n] for n in kernel.arg_names if n in options}
+                )
+
+
+def decode_kernels(capability: int) -> None:
+    tables = {"row_cells": "*i32", "column_cells": "*i32", "row_shares": "*fp32", "column_shares": "*fp32"}
+    options = {"DTYPE": tl.float32, "CLASSES": 4, "PIXELS": 32}
+    for upsampled in (False, True):
+        pointers = {"values": "*bf16", "result": "*u8", "limit": "*fp32", "limits": "*fp32", **tables}
+        absent = {} if upsampled else dict.fromkeys(tables)
+        for kernel in (decode_triton._decode_indices, decode_triton._decode_above):
+            compile_kernel(kernel, capability, pointers, **options, **absent)
+
+
+def count_kernels(capability: int) -> None:
+    pointers = {"pred": "*u8", "target": "*u8", "found": "*i32"}
+    compile_kernel(counts_triton._count_indices, capability, pointers, PIXELS=1024, BINS=256)
+    compile_kernel(counts_triton._count_binary, capability, pointers, PIXELS=1024)
 
 
 if __name__ == "__main__":
     loss_kernels(int(sys.argv[1]))
+    decode_kernels(int(sys.argv[1]))
+    count_kernels(int(sys.argv[1]))
