@@ -71,7 +71,7 @@ def finish(partial: Tensor, loss: TileLoss) -> Tensor:
         if loss.choices.index_planes and not loss.choices.softmax:
             total[1] *= loss.num_classes
         if loss.class_weights is not None:
-            total[1] += torch.dot(loss.class_weights.double() - 1.0, truth)
+            total[1] += ((loss.class_weights.double() - 1.0) * truth).sum()
     return total.to(partial.dtype)
 
 

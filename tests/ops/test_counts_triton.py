@@ -82,6 +82,18 @@ def test_memory_order_does_not_matter():
     assert torch.equal(count_binary(*turned, IGNORED).cpu(), expect(pred, target, [1]))
 
 
+@pytest.mark.gpu
+def test_the_device_is_not_waited_for():
+    planes = on_device(*random_planes(2))
+    for mode in ("default", "error"):  # the first run compiles
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            count_indices(*planes, 2, IGNORED)
+            count_binary(*planes, IGNORED)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 def test_all_ignored_counts_nothing():
     pred, target = random_planes(3)
     planes = on_device(pred, target.fill_(IGNORED))

@@ -81,6 +81,18 @@ def test_above_a_limit_of_each_class(dtype):
     assert torch.equal(above.cpu().bool(), logits.float() > torch.tensor(LIMITS).view(1, -1, 1, 1))
 
 
+@pytest.mark.gpu
+def test_the_device_is_not_waited_for():
+    logits = coarse(random_logits(size_hw=(3, 4)), (9, 12))
+    for mode in ("default", "error"):  # the first run compiles
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            decode_indices(logits, torch.uint8, 0.5, 255)
+            decode_above(logits, LIMITS, torch.uint8)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+
 def test_a_threshold_is_compared_with_all_digits():
     # 0.1 in bfloat16 is 0.10009765625, above 0.1.
     logits = coarse(torch.full((1, 1, 1, 2), 0.1, dtype=torch.bfloat16))
