@@ -80,6 +80,11 @@ class DataConfig(Section):
     resize: Side | SizeHW | None = None  # working size of the model: longer side, or [height, width]
     axis: Literal["x", "y", "z"] = "z"  # volumes are cut across it
     quarantine: str | None = None  # file below `root` with stems to leave out
+    cache: Literal["off", "ram", "disk", "device"] = (
+        "off"  # keep samples decoded: in shared memory, on disk, on the GPU
+    )
+    cache_dir: str | None = None  # None: $SEGKIT_CACHE, else `segkit` in the user's cache folder
+    cache_gib: PositiveFloat | None = None  # largest cache; None: half the free memory, or most of the free disk
 
     @model_validator(mode="after")
     def _train_is_the_source(self) -> DataConfig:
@@ -119,6 +124,7 @@ class TrainConfig(Section):
     devices: PositiveInt | Literal["auto"] = 1
     nodes: PositiveInt = 1
     channels_last: bool = True
+    compile: bool | Literal["default", "reduce-overhead", "max-autotune"] = False
     workers: int | None = Field(None, ge=0)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from segkit.config import Experiment, MasksConfig, read_config
+from segkit.data.cache import PLACES
 from segkit.data.datasets import MaskDataset, check_training_sizes
 from segkit.data.layouts import open_layout
 from segkit.data.splits import read_stem_list, split_stems
@@ -66,37 +67,34 @@ def open_masks(masks: MasksConfig, axis: str = "z") -> Codec:
 
 def open_part(config: Experiment, name: str, codec: Codec, *, gray: bool = False) -> MaskDataset:
     """One part of the data as it is stored: train, val or test."""
-    part = getattr(config.data, name)
-    if part is None:
-        raise ValueError(f"the config has no `data.{name}`. Add it, such as `{name}: {{images: DIR, masks: DIR}}`.")
-    source = part.from_ or name
-    data = _open_folders(config, source, codec, gray)
-    stems = data.stems
-    for taker in ("val", "test"):
-        taking = getattr(config.data, taker)
-        if taking is not None and taking.from_ == source:
-            stems, taken = split_stems(stems, taking.fraction, taking.seed, taking.group)
-            if taker == name:
-                return data.subset(taken)
-    return data.subset(stems)
+    source = _source_of(config, name)
+    return _share(config, name, _open_folders(config, source, codec, gray))
 
 
-def open_parts(config: Experiment, codec: Codec, gray: bool = False) -> Parts:
-    """All parts; the training part with crop, resize and augmentation."""
+def open_parts(config: Experiment, codec: Codec, gray: bool = False, progress: Any = None) -> Parts:
+    """All parts; the training part with crop, resize and augmentation. Parts with a cache make it, or find it made.
+
+    Args:
+        progress: see `train_experiment`.
+    """
     from segkit.data.augment import build_augment
 
-    train = open_part(config, "train", codec, gray=gray)
-    train.resize = config.data.resize
-    train.augment = build_augment(config.augment, codec.format, crop=config.data.crop)
-    train.seed = config.train.seed
-    val, test = (
-        open_part(config, name, codec, gray=gray) if getattr(config.data, name) is not None else None
-        for name in ("val", "test")
-    )
-    unknown = set.intersection(*(set(data.quarantine_unknown) for data in (train, val, test) if data is not None))
+    augment = build_augment(config.augment, codec.format, crop=config.data.crop)
+    names = [name for name in ("train", "val", "test") if name == "train" or getattr(config.data, name) is not None]
+    # Folders that two parts share are opened, and decoded, once. All are opened before the first is decoded.
+    sources = {
+        name: _open_folders(config, name, codec, gray) for name in dict.fromkeys(_source_of(config, n) for n in names)
+    }
+    parts = {name: _share(config, name, sources[_source_of(config, name)]) for name in names}
+    unknown = set.intersection(*(set(data.quarantine_unknown) for data in parts.values()))
     if unknown:
         log.warning("data.quarantine names samples that no part holds: %s.", ", ".join(sorted(unknown)[:5]))
-    return Parts(train, val, test)
+    if config.data.cache in PLACES:
+        sources = {name: _cached(config, name, data, progress or silent_progress) for name, data in sources.items()}
+        parts = {name: _share(config, name, sources[_source_of(config, name)]) for name in names}
+    train = parts["train"]
+    train.augment, train.resize, train.seed = augment, config.data.resize, config.train.seed
+    return Parts(train, parts.get("val"), parts.get("test"))
 
 
 def build(config: Experiment, codec: Codec, parts: Parts) -> Segmenter:
@@ -128,8 +126,10 @@ def train_experiment(
         progress: called with a word on what is counted; gives a context manager whose value is called with
             (done, in all). None shows nothing.
     """
+    from segkit.data.device_data import device_augment
     from segkit.inference.evaluate import evaluate
     from segkit.losses.build import build_loss
+    from segkit.training.compiling import check_one_size
     from segkit.training.fit import fit, fit_pixel_statistics, refuse_used_folder
 
     if not resume:
@@ -141,7 +141,12 @@ def train_experiment(
     gray = config.model.in_channels == 1
     if not is_main_process():
         tell, counted = (lambda line: None), silent_progress
-    parts = open_parts(config, codec, gray)
+    parts = open_parts(config, codec, gray, counted)
+    # Known now; `verify` reads every file before `fit` would say it.
+    if config.train.compile:
+        check_one_size(parts.train)
+    if config.data.cache == "device":
+        device_augment(parts.train)
     _tell_parts(parts, tell)
     if not resume and is_main_process():
         verify(parts, config, counted)
@@ -151,7 +156,7 @@ def train_experiment(
     out.mkdir(parents=True, exist_ok=True)
     if is_main_process():
         write_whole(out / "config.yaml", config.to_yaml().encode())
-    settings = config.train.model_dump()
+    settings = {**config.train.model_dump(), "data_on_device": config.data.cache == "device"}
     result = fit(model, parts.train, parts.val, out=out, loss=loss, resume=resume, tell=tell, **settings)
     if result.best is not None and result.best_epoch is not None:
         tell(f"best {config.train.monitor} {result.best:.4f} in epoch {result.best_epoch + 1}")
@@ -262,6 +267,32 @@ class silent_progress:
 
     def __exit__(self, *exc: object) -> None:
         return None
+
+
+def _source_of(config: Experiment, name: str) -> str:
+    """The part whose folders hold the part called `name`."""
+    part = getattr(config.data, name)
+    if part is None:
+        raise ValueError(f"the config has no `data.{name}`. Add it, such as `{name}: {{images: DIR, masks: DIR}}`.")
+    return part.from_ or name
+
+
+def _share(config: Experiment, name: str, data: MaskDataset) -> MaskDataset:
+    """What the part called `name` takes of `data`, or what is left for it."""
+    source, stems = _source_of(config, name), data.stems
+    for taker in ("val", "test"):
+        taking = getattr(config.data, taker)
+        if taking is not None and taking.from_ == source:
+            stems, taken = split_stems(stems, taking.fraction, taking.seed, taking.group)
+            if taker == name:
+                return data.subset(taken)
+    return data.subset(stems)
+
+
+def _cached(config: Experiment, name: str, data: MaskDataset, progress: Any) -> MaskDataset:
+    with progress(f"decoding {name}") as update:
+        settings = config.data
+        return data.cached(settings.cache, folder=settings.cache_dir, max_gib=settings.cache_gib, progress=update)
 
 
 def _open_folders(config: Experiment, name: str, codec: Codec, gray: bool) -> MaskDataset:

@@ -280,6 +280,20 @@ def test_images_of_two_sizes_are_named_before_training_starts(tmp_path, capsys):
     assert segkit("train", config, "--out", tmp_path / "run") == 0
 
 
+def test_training_on_the_device_from_a_config(tmp_path, capsys):
+    config = write_config(tmp_path, "overlapping")
+    on_device = ("train", config, "data.cache=device", "--out", tmp_path / "run")
+    # Said before any file is read; `light` is what a config without `augment` has.
+    assert segkit(*on_device) == 2
+    assert "augment is 'light', which runs on the CPU" in capsys.readouterr().err
+    assert segkit(*on_device, "train.compile=true", "data.crop=null", "augment=fast_light") == 2
+    assert "set `data.crop`" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert segkit(*on_device, "augment=fast_light") == 0
+    assert read_config(tmp_path / "run" / "config.yaml").data.cache == "device"
+    assert (tmp_path / "run" / "scores.json").is_file()
+
+
 def test_predict_never_writes_over_its_inputs(trained, tmp_path, capsys):
     shutil.copytree(trained / "val" / "images", tmp_path / "images")
     before = (tmp_path / "images" / "s0.png").read_bytes()

@@ -55,11 +55,15 @@ def test_overrides_reach_into_sections_and_name_themselves_when_wrong(tmp_path):
         (SMALLEST + "data: {crop: 0}\n", "`data.crop` is 0, expected greater than 0"),
         (SMALLEST + "data: {crop: [1, 2, 3]}\n", "`data.crop` is"),
         (SMALLEST + "loss: 5\n", "`loss` is 5"),
+        (SMALLEST + "train: {compile: fast}\n", "`train.compile` is 'fast'"),
         (SMALLEST + "train: {devices: 0}\n", "`train.devices` is 0"),
         (SMALLEST + "data: {train: {from: train}}\n", "expected folders for `train`"),
         (SMALLEST + "data: {val: {from: val}}\n", "`data.val.from` is 'val', expected 'train'"),
         (SMALLEST + "data: {val: {from: train, list: a.txt}}\n", "either `from: train` or folders"),
         (SMALLEST + "data: {val: {images: a, fraction: 0.3}}\n", "where `fraction` is given"),
+        (SMALLEST + "data: {cache: disc}\n", "`data.cache` is 'disc', expected 'off', 'ram', 'disk' or 'device'"),
+        (SMALLEST + "data: {cache_gib: 0}\n", "`data.cache_gib` is 0, expected greater than 0"),
+        (SMALLEST + "data: {cach: ram}\n", r"unknown key `data.cach`. Did you mean `cache`\?"),
         ("masks: {? [a] : b}\n", "line 1: a key is a list or a map"),
         ("masks: {format: panoptic, classes: [a]}", "expected 'binary', 'multilabel' or 'multiclass'"),
     ],
@@ -68,6 +72,13 @@ def test_a_mistake_names_file_line_key_and_the_way_out(tmp_path, text, message):
     with pytest.raises(ValueError, match=message) as caught:
         read(tmp_path, text)
     assert "c.yaml" in str(caught.value)
+
+
+def test_the_words_of_the_cache(tmp_path):
+    # `off` is a word, not false.
+    for word in ("off", "ram", "disk", "device"):
+        assert read(tmp_path, SMALLEST + f"data: {{cache: {word}}}\n").data.cache == word
+    assert read(tmp_path, SMALLEST).data.cache == "off"
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -97,3 +108,9 @@ def test_nothing_is_lost_in_the_resolved_config(tmp_path):
 def test_shipped_configs_have_all_sections():
     for path in shipped_configs().values():
         assert set(yaml.safe_load(path.read_text())) == {"masks", "data", "augment", "model", "loss", "train"}
+
+
+def test_compile_is_a_switch_or_a_mode(tmp_path):
+    for text, value in (("true", True), ("off", False), ("reduce-overhead", "reduce-overhead"), ("default", "default")):
+        assert read(tmp_path, SMALLEST, f"train.compile={text}").train.compile == value
+    assert read(tmp_path, SMALLEST).train.compile is False

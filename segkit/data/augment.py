@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from segkit.data.fast_augment import FAST_PRESETS, FastAugment
 from segkit.data.images import resize_image, resize_planes
+from segkit.data.packed import PackedPlanes
 from segkit.data.sample import Sample
 from segkit.data.transform_list import Pipeline, entry_name
+from segkit.data.windows import cut_image, cut_planes, place_window, roomy_window, zoomed_window
 from segkit.formats.mask_format import MaskFormat
 from segkit.suggest import closest
 
@@ -72,8 +75,6 @@ PRESETS = {
 _COLOUR_ONLY = {"HueSaturationValue"}
 _SQUARE_ONLY = {"RandomRotate90"}
 _GRID_ONLY = {"GridDistortion"}
-# How far the window of a street crop may reach beyond a small image, as a share of the image's side.
-_MAX_WINDOW = 1.5
 
 
 class Augment:
@@ -95,44 +96,48 @@ class Augment:
     def __call__(self, sample: Sample, seed: int) -> Sample:
         """A new sample; a function of (sample, seed) alone."""
         rng = np.random.default_rng(seed)
-        image, planes = self._cut_first(sample.image, sample.planes, rng)
+        image, planes = self._cut_first(sample, rng)
         pipeline = self._pipeline(image.shape)
         if pipeline is not None:
+            if not image.flags.writeable:  # mapped from a file; transforms may work in place
+                image = image.copy()
             try:
                 image, planes = pipeline(image, planes, seed)
             except Exception as error:  # albumentations and OpenCV raise many kinds
                 raise ValueError(f"{sample.stem}: augment cannot be applied to this sample: {error}") from error
         if self.crop is not None and image.shape[:2] != self.crop:
-            centre = self._preset is not None
-            image, planes = _cut(image, planes, self.crop, self.crop, self._ignore_index, rng, centre)
+            if self._preset is None:
+                image, planes = self._cut(image, planes, self.crop, rng)
+            else:  # the window was placed at random; its margin goes
+                corner = (image.shape[0] - self.crop[0]) // 2, (image.shape[1] - self.crop[1]) // 2
+                image = cut_image(image, corner, self.crop)
+                planes = cut_planes(planes, corner, self.crop, self._ignore_index)
         return Sample(sample.stem, np.ascontiguousarray(image), np.ascontiguousarray(planes), sample.spacing_mm)
 
     def __getstate__(self) -> dict[str, Any]:
         # Built anew in each process: unpickling them would import albumentations, which asks the network.
         return {**self.__dict__, "_pipelines": {}}
 
-    def _cut_first(
-        self, image: np.ndarray, planes: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _cut_first(self, sample: Sample, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """The cut that comes before the transforms: cheaper, as they see fewer pixels."""
-        if self._preset is None:
-            return image, planes  # a list may hold rotations or scalings, so its crop is taken from the result
-        size_hw = self.crop or (image.shape[0], image.shape[1])
-        least, largest = self._preset.scale
-        if largest > least:
-            covering = min(1.0, max(new / old for new, old in zip(size_hw, image.shape[:2], strict=True)))
-            least = max(least, covering / _MAX_WINDOW)
-            # Logarithmic: half as large is as likely as twice as large.
-            factor = float(np.exp(rng.uniform(np.log(least), np.log(largest))))
-            window = max(1, round(size_hw[0] / factor)), max(1, round(size_hw[1] / factor))
-            return _cut(image, planes, window, size_hw, self._ignore_index, rng)
-        if self.crop is None:
-            return image, planes
-        # As much wider as the image allows, in the shape of the crop: a square stays one, for quarter turns.
-        room = min(old / new for new, old in zip(size_hw, image.shape[:2], strict=True))
-        factor = max(1.0, min(self._preset.margin, room))
-        window = int(size_hw[0] * factor), int(size_hw[1] * factor)
-        return _cut(image, planes, window, window, self._ignore_index, rng)
+        preset = self._preset
+        # A list may hold rotations or scalings, so its crop is taken from the result.
+        if preset is None or (self.crop is None and preset.scale == (1.0, 1.0)):
+            return sample.image, sample.planes
+        size_hw = self.crop or sample.size_hw
+        if preset.scale == (1.0, 1.0):
+            window = roomy_window(size_hw, sample.size_hw, preset.margin)
+            return self._cut(sample.image, sample.stored_planes, window, rng)
+        window = zoomed_window(size_hw, sample.size_hw, preset.scale, rng)
+        image, planes = self._cut(sample.image, sample.stored_planes, window, rng)
+        return resize_image(image, size_hw), resize_planes(planes, size_hw)
+
+    def _cut(
+        self, image: np.ndarray, planes: np.ndarray | PackedPlanes, window_hw: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A window at random."""
+        corner = place_window(window_hw, (image.shape[0], image.shape[1]), rng)
+        return cut_image(image, corner, window_hw), cut_planes(planes, corner, window_hw, self._ignore_index)
 
     def _pipeline(self, shape: tuple[int, ...]) -> Pipeline | None:
         colour, square = shape[2] == 3, shape[0] == shape[1]
@@ -151,11 +156,12 @@ class Augment:
 
 def build_augment(
     spec: str | Sequence[Any] | None, format: MaskFormat, crop: int | Sequence[int] | None = None
-) -> Augment:
+) -> Augment | FastAugment:
     """Augmentation from the name of a preset or a list of albumentations transforms.
 
     Args:
-        spec: `none`, `light`, `street`, `medical`, or a list such as
+        spec: `none`, `light`, `street`, `medical`; `fast_light`, `fast_street`, `fast_medical`, which need no
+            albumentations, see `FastAugment`; or a list such as
             `["HorizontalFlip", {"GaussNoise": {"p": 0.3}}, {"OneOf": {"transforms": [...], "p": 0.5}}]`.
             `fill_mask` and `mask_interpolation` are always *ignored* and nearest, whatever the list says.
         format: what the masks mean.
@@ -168,48 +174,16 @@ def build_augment(
     """
     if spec is None:
         spec = "none"
+    if isinstance(spec, str) and spec in FAST_PRESETS:
+        return FastAugment(spec, format, _crop_size(crop))
     if isinstance(spec, str) and spec not in PRESETS:
         raise ValueError(
             f"augment is {spec!r}: expected the name of a preset, or a list of albumentations transforms. "
-            f"{closest(spec, PRESETS)}"
+            f"{closest(spec, [*PRESETS, *FAST_PRESETS])}"
         )
     if not isinstance(spec, str) and not isinstance(spec, Sequence):
         raise ValueError(f"augment is {spec!r}: expected the name of a preset, or a list of transforms.")
     return Augment(spec if isinstance(spec, str) else list(spec), format, _crop_size(crop))
-
-
-def _cut(
-    image: np.ndarray,
-    planes: np.ndarray,
-    window_hw: tuple[int, int],
-    size_hw: tuple[int, int],
-    ignore_index: int,
-    rng: np.random.Generator,
-    centre: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """A random window, resized to `size_hw`; beyond the border the image is mirrored and the planes are ignored."""
-    import cv2
-
-    starts = []
-    for window, side in zip(window_hw, image.shape[:2], strict=True):
-        least, most = sorted((0, side - window))
-        starts.append((side - window) // 2 if centre else int(rng.integers(least, most + 1)))
-    (top, left), (height, width), (rows, columns) = starts, window_hw, image.shape[:2]
-    bands = image.shape[2]
-    image, planes = (a[max(0, top) : top + height, max(0, left) : left + width] for a in (image, planes))
-    if image.shape[:2] != window_hw:
-        above, before = max(0, -top), max(0, -left)
-        below, after = max(0, top + height - rows), max(0, left + width - columns)
-        if bands <= 4:
-            image = cv2.copyMakeBorder(image, above, below, before, after, cv2.BORDER_REFLECT_101)
-            image = image.reshape(height, width, bands)
-        else:  # OpenCV holds few bands
-            image = np.pad(image, ((above, below), (before, after), (0, 0)), mode="reflect")
-        inside, planes = planes, np.full((height, width, planes.shape[2]), ignore_index, planes.dtype)
-        planes[above : height - below, before : width - after] = inside
-    if window_hw != size_hw:
-        image, planes = resize_image(image, size_hw), resize_planes(planes, size_hw)
-    return image, planes
 
 
 def _crop_size(crop: int | Sequence[int] | None) -> tuple[int, int] | None:

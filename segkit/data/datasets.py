@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 from collections import Counter
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from torch.utils.data import Dataset
 
+from segkit.data.cache import DecodedCopy, NoRoom, Source, decoded_copy
 from segkit.data.images import (
     IMAGE_SUFFIXES,
     ImageRef,
@@ -22,13 +24,17 @@ from segkit.data.images import (
     resize_image,
     resize_planes,
 )
+from segkit.data.origin import Origin, find_origin
 from segkit.data.sample import Sample
 from segkit.data.splits import find_stems, match_stems
+from segkit.formats.classes import classes_to_list
 from segkit.formats.codec import Codec
 from segkit.formats.mask_format import MaskFormat
 
 _SHOWN = 5
 _MAX_FAULTS = 20
+# Read to tell how large the decoded samples will be.
+_ESTIMATED_FROM = 16
 
 
 class MaskDataset(Dataset):
@@ -84,6 +90,7 @@ class MaskDataset(Dataset):
             self, refs, mask_stems, set(left_out), None if stems is None else list(stems)
         )
         self._refs = [refs[stem] for stem in self.stems]
+        self._copy: DecodedCopy | None = None
 
     @property
     def format(self) -> MaskFormat:
@@ -103,10 +110,12 @@ class MaskDataset(Dataset):
         return self.augment(sample, sample_seed(self.seed, epoch, index % len(self)))
 
     def read(self, index: int) -> Sample:
-        """Sample `index` as the files hold it, neither resized nor augmented."""
+        """Sample `index` as the files hold it, neither resized nor augmented; read-only where it is `cached`."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         ref, stem = self._refs[index], self.stems[index]
+        if self._copy is not None:
+            return self._copy.read(stem)
         image = read_image(ref, self.gray)
         return Sample(stem, image, self.codec.read(self.masks, stem), image_spacing_mm(ref))
 
@@ -128,6 +137,40 @@ class MaskDataset(Dataset):
         other._refs = [known[s] for s in other.stems]
         return other
 
+    def cached(
+        self,
+        place: str = "disk",
+        *,
+        folder: str | Path | None = None,
+        max_gib: float | None = None,
+        workers: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> MaskDataset:
+        """The same samples, read from a decoded copy, which is made now unless it is there; see `decoded_copy`.
+
+        A copy is used as long as image files, mask files and the way they are read stay as they were. Making it
+        finds what `verify` finds.
+
+        Args:
+            place: `disk`, or `ram` for memory that all workers share.
+            folder: where copies lie on disk; default `$SEGKIT_CACHE`, else `segkit` in the user's cache folder.
+            max_gib: refuse samples that take more; default nine tenths of the free disk, or half of the free memory.
+            workers, progress: as for `verify`; `progress` is not called where the copy is there.
+
+        Raises:
+            ValueError: no room, or samples that cannot be read.
+        """
+
+        def fill(take: Callable[[Sample], None]) -> None:
+            plain._examine(take, workers, progress)
+
+        plain = copy.copy(self)
+        plain._copy = None
+        source = Source(plain._origin, self.stems, fill, plain._estimated_bytes, self._packs)
+        other = copy.copy(self)
+        other._copy = decoded_copy(source, place, folder, max_gib)
+        return other
+
     def verify(
         self, workers: int | None = None, progress: Callable[[int, int], None] | None = None
     ) -> Counter[tuple[int, int]]:
@@ -143,6 +186,15 @@ class MaskDataset(Dataset):
         Raises:
             ValueError: names up to 20 samples and what is wrong with each.
         """
+        return self._examine(lambda sample: None, workers, progress)
+
+    def _examine(
+        self,
+        take: Callable[[Sample], None],
+        workers: int | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> Counter[tuple[int, int]]:
+        """Hand every sample to `take`, from several threads; see `verify`."""
         sizes: Counter[tuple[int, int]] = Counter()
         kinds: dict[int, tuple[str, str]] = {}
         faults: list[str] = []
@@ -150,11 +202,15 @@ class MaskDataset(Dataset):
         def look(index: int) -> tuple[tuple[int, int], int, str] | str:
             try:
                 sample = self.read(index)
+                take(sample)
+            except NoRoom:
+                raise
             except ValueError as error:
                 return str(error)
             return sample.size_hw, sample.image.shape[2], str(sample.image.dtype)
 
-        with ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1)) as pool:
+        pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
+        try:
             for index, found in enumerate(pool.map(look, range(len(self)))):
                 if isinstance(found, str):
                     faults.append(found)
@@ -163,6 +219,8 @@ class MaskDataset(Dataset):
                     kinds.setdefault(found[1], (self.stems[index], found[2]))
                 if progress is not None:
                     progress(index + 1, len(self))
+        finally:
+            pool.shutdown(cancel_futures=True)
         # Depths may differ: `collate` and `pixel_statistics` bring them to the widest.
         if len(kinds) > 1:
             faults.append(
@@ -173,6 +231,35 @@ class MaskDataset(Dataset):
         if faults:
             raise ValueError(_fault_text(self, faults))
         return sizes
+
+    @property
+    def _packs(self) -> bool:
+        """Whether a decoded copy holds the planes as bits; a single plane would have to be unpacked for nothing."""
+        return self.format.planes_are_bits and self.format.num_planes > 1
+
+    def _origin(self) -> Origin:
+        """What the samples are read from, as it is now."""
+        options = {
+            "codec": self.codec.to_spec(),
+            "classes": classes_to_list(self.format.classes),  # colours too, which `color_png` reads by
+            "planes": [self.format.num_planes, self.format.dtype.name],
+            "gray": self.gray,
+            "axis": self.axis,
+            "stems": self.stems,
+        }
+        mask_files = (path for stem in self.stems for path in self.codec.files(self.masks, stem))
+        return find_origin(self.images, (ref.path for ref in self._refs), self.masks, mask_files, options)
+
+    def _estimated_bytes(self) -> int:
+        """About how large all samples are once decoded, from some of them; what is wrong with those is told later."""
+        found = []
+        for index in np.unique(np.linspace(0, len(self) - 1, _ESTIMATED_FROM).astype(int)):
+            with contextlib.suppress(ValueError):
+                sample = self.read(int(index))
+                planes = sample.planes
+                bits = -(-planes.shape[2] // 8) * planes.shape[0] * planes.shape[1]
+                found.append(sample.image.nbytes + (bits if self._packs else planes.nbytes))
+        return int(np.mean(found) * len(self)) if found else 0
 
 
 def check_training_sizes(sizes: Counter[tuple[int, int]], batch_size: int) -> None:

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from segkit.formats.png_files import PNG_SIGNATURE, walk_chunks
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_JPEG_EXIF = 0xE1
+# A segment of JPEG is no longer than that.
+_MAX_EXIF = 65535
 # Start-of-frame markers of JPEG; C4, C8 and CC in between mean something else.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
@@ -24,11 +27,15 @@ class Header:
         kind: `png`, `jpeg`, `webp`, `bmp` or `other`.
         size_hw: (height, width), or None where it is not known before decoding.
         depth: bits per band, or None where it is not known before decoding (PGM, JPEG 2000).
+        bands: of a JPEG, as stored, else None.
+        upright: False if a JPEG says that its rows do not run from left to right and top to bottom.
     """
 
     kind: str
     size_hw: tuple[int, int] | None = None
     depth: int | None = 8
+    bands: int | None = None
+    upright: bool = True
 
 
 def is_tiff(data: bytes) -> bool:
@@ -64,22 +71,40 @@ def _check_png(data: bytes) -> Header:
 
 
 def _check_jpeg(data: bytes) -> Header:
-    size_hw, position = None, 2
-    while position + 9 <= len(data) and data[position] == 0xFF:
+    size_hw, bands, upright, position = None, None, True, 2
+    while position + 10 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
         if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD7:
             position += 1 if marker == 0xFF else 2  # fill bytes and marks without content
             continue
         if marker in _JPEG_FRAMES:
             size_hw = struct.unpack(">HH", data[position + 5 : position + 9])
+            bands = data[position + 9]
+        if marker == _JPEG_EXIF and data[position + 4 : position + 10] == b"Exif\0\0":
+            upright = _exif_orientation(data[position + 10 :][:_MAX_EXIF]) == 1
         if marker == 0xDA:
             # Inside the picture's data FF is always followed by 00 or a restart mark, so FF D9 is the end mark. It is
             # looked for after the scan began: an embedded thumbnail has an end mark of its own.
             if data.rfind(b"\xff\xd9", position) < 0:
                 break
-            return Header("jpeg", size_hw)
+            return Header("jpeg", size_hw, bands=bands, upright=upright)
         position += 2 + struct.unpack(">H", data[position + 2 : position + 4])[0]
     raise ValueError("is cut short: the end mark of JPEG is missing")
+
+
+def _exif_orientation(exif: bytes) -> int:
+    """What the first directory says (TIFF 6.0, tag 274); 1 where it says nothing, 0 where it cannot be read."""
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    try:
+        (first,) = struct.unpack_from(f"{order}I", exif, 4)
+        (entries,) = struct.unpack_from(f"{order}H", exif, first)
+        for entry in range(entries):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, first + 2 + 12 * entry)
+            if tag == 274 and kind == 3:
+                return value
+    except struct.error:
+        return 0
+    return 1
 
 
 def _check_webp(data: bytes) -> Header:

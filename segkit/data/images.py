@@ -171,6 +171,10 @@ def _decode(path: Path, data: bytes, gray: bool, max_pixels: int) -> np.ndarray:
         raise ValueError(f"{path}: the file {error}. Copy it again, or leave it out with `quarantine`.") from None
     if header.size_hw is not None:
         check_pixels(path, header.size_hw, max_pixels)
+    if header.kind == "jpeg" and header.bands == 3 and header.upright and not gray:
+        colours = _decode_jpeg(data)
+        if colours is not None:
+            return colours
     flag = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
     if header.depth is None or header.depth > 8:
         image = _imdecode(data, cv2.IMREAD_UNCHANGED)
@@ -190,6 +194,17 @@ def _decode(path: Path, data: bytes, gray: bool, max_pixels: int) -> np.ndarray:
         code = cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
         image = cv2.cvtColor(image, code)
     return image
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray | None:
+    """(H, W, 3) RGB by libjpeg-turbo with its SIMD code, the same values in half of OpenCV's time; None if damaged."""
+    import imagecodecs
+
+    try:
+        image = imagecodecs.jpeg8_decode(data)
+    except Exception:  # imagecodecs has an error of its own for each codec
+        return None  # OpenCV decodes what can be decoded, or says what is wrong
+    return image if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8 else None
 
 
 def _imdecode(data: bytes, flag: int) -> np.ndarray | None:

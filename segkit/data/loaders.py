@@ -39,8 +39,9 @@ def collate(samples: Sequence[Sample]) -> Batch:
             )
     dtype = np.result_type(*(s.image.dtype for s in samples))
     # (N, H, W, B) in memory, seen as (N, B, H, W): nothing is turned here, and convolutions are fastest that way.
-    images = torch.from_numpy(np.stack([_in_depth(s.image, dtype) for s in samples])).permute(0, 3, 1, 2)
-    planes = np.stack([s.planes for s in samples]).transpose(0, 3, 1, 2)
+    images = torch.from_numpy(np.stack([in_depth(s.image, dtype) for s in samples])).permute(0, 3, 1, 2)
+    # Turned one by one: planes that were unpacked from bits lie in this order already.
+    planes = np.stack([s.planes.transpose(2, 0, 1) for s in samples])
     # torch computes little in uint16; see MaskFormat.torch_dtype.
     depth = np.uint8 if planes.dtype == np.uint8 else np.int32
     target = torch.from_numpy(np.ascontiguousarray(planes, dtype=depth))
@@ -126,7 +127,7 @@ def train_loader(
         workers: processes that read and augment; default the cores of this rank, at most 8. 0 reads in this one.
         start_method: `fork` or `spawn`; default that of the platform.
     """
-    _check_batch_size(batch_size)
+    check_batch_size(batch_size)
     sampler = SeededSampler(len(ds), seed, shuffle, rank, world_size)
     return DataLoader(
         ds,
@@ -148,7 +149,7 @@ def eval_loader(
     start_method: str | None = None,
 ) -> DataLoader:
     """Lists of batches, one for each size among the next `batch_size` samples; every sample once over all ranks."""
-    _check_batch_size(batch_size)
+    check_batch_size(batch_size)
     sampler = SeededSampler(len(ds), 0, False, rank, world_size, even=False)
     return DataLoader(
         ds,
@@ -164,6 +165,19 @@ def default_workers(world_size: int = 1) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
     return min(8, max(1, cores // max(1, local)))
+
+
+def in_depth(image: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """`image` in the widest depth of a batch: 8-bit scaled to the full range of 16-bit, else with the same values."""
+    if image.dtype == np.uint8 and dtype == np.uint16:
+        return image.astype(np.uint16) * 257
+    return image.astype(dtype, copy=False)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse batches of no samples."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}: expected 1 or more.")
 
 
 def _process_options(
@@ -189,17 +203,6 @@ def _start_worker(worker: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)
-
-
-def _in_depth(image: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    if image.dtype == np.uint8 and dtype == np.uint16:
-        return image.astype(np.uint16) * 257
-    return image.astype(dtype, copy=False)
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: expected 1 or more.")
 
 
 def _size_text(sample: Sample) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segkit.data.packed import PackedPlanes
+
 IMAGE_DTYPES = (np.uint8, np.uint16, np.float32)
 
 
@@ -48,6 +50,11 @@ class Sample:
     def size_hw(self) -> tuple[int, int]:
         """(height, width)."""
         return self.image.shape[0], self.image.shape[1]
+
+    @property
+    def stored_planes(self) -> np.ndarray | PackedPlanes:
+        """`planes`, or what takes their place until rows and columns are chosen, see `packed.unpacked`."""
+        return self.planes
 
 
 @dataclass

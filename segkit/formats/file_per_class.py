@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from segkit.formats.codec import RESERVED_NAMES, Codec, disk_values, look_up, values_outside
-from segkit.formats.files import check_stem, path_of, walk
+from segkit.formats.files import check_stem, existing, path_of, walk
 from segkit.formats.mask_format import BACKGROUND, MaskFormat
 from segkit.formats.png_files import read_png, write_png
 
@@ -113,6 +113,9 @@ class FilePerClass(Codec):
         for index, marks in enumerate(masks):
             planes[..., index] = absent if marks is None else marks
         return planes if self.format.classes_overlap else self._merge(planes, paths)
+
+    def files(self, root: str | Path, stem: str) -> list[Path]:
+        return existing(self._path(root, stem, name) for name in self.filed_classes)
 
     def write(self, root: str | Path, stem: str, planes: np.ndarray, like: str | Path | None = None) -> None:
         paths = [self._path(root, stem, name) for name in self.filed_classes]

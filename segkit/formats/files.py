@@ -77,6 +77,11 @@ def path_of(root: str | Path, stem: str, suffix: str) -> Path:
     return path
 
 
+def existing(paths: Iterable[Path]) -> list[Path]:
+    """Those of `paths` that are there."""
+    return [path for path in paths if path.exists()]
+
+
 def write_whole(path: str | Path, content: bytes) -> None:
     """Write `content` so that readers see the old file or the new one, never a part; folders are made."""
     path = Path(path)

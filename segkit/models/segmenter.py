@@ -127,7 +127,7 @@ class Segmenter(nn.Module):
         try:
             with self._without_last_upsampling():
                 values = self.network(padded)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:  # the second where the network is compiled
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ValueError(

@@ -20,14 +20,16 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from torch import nn
 
 from segkit.data.datasets import MaskDataset
+from segkit.data.device_data import device_augment
 from segkit.formats.files import write_whole
 from segkit.inference.evaluate import as_stored
 from segkit.losses.build import build_loss
 from segkit.metrics.scores import Scores
 from segkit.models.bundle import load_weights
-from segkit.models.devices import pick_device
+from segkit.models.devices import has_bfloat16, pick_device
 from segkit.models.segmenter import Segmenter
 from segkit.training.callbacks import BestBundle, EpochBar, EpochLines, MetricsFile, lower_is_better
+from segkit.training.compiling import CompiledTraining, check_one_size, compile_mode, leave_uncompiled
 from segkit.training.environment import describe_environment
 from segkit.training.module import MONITORS, Schedule, SegmentationModule
 
@@ -69,6 +71,8 @@ def fit(
     nodes: int = 1,
     clip_norm: float | None = 1.0,
     channels_last: bool = True,
+    compile: bool | str = False,
+    data_on_device: bool = False,
     validate_every: int = 1,
     resume: bool = False,
     progress: bool | None = None,
@@ -88,6 +92,10 @@ def fit(
         devices, nodes: how many, as `lightning.Trainer` takes them.
         clip_norm: largest norm of the gradient, None for no limit.
         channels_last: store convolutions channels last, which is faster on GPU and CPU.
+        compile: compile the network for training: True, or a mode of `torch.compile` in
+            `segkit.training.compiling.MODES`. Training images have to come in one size.
+        data_on_device: hold the training images decoded in the memory of the device and augment them there; see
+            `segkit.data.device_data.DeviceDataset`.
         validate_every: epochs from one validation to the next.
         resume: go on from checkpoints/last.ckpt of `out`.
         progress: show a bar; None shows one if stderr is a terminal.
@@ -100,6 +108,11 @@ def fit(
     """
     out, place = Path(out), pick_device(device)
     plan = _check(model, train, val, monitor, schedule)
+    mode = compile_mode(compile)
+    if mode is not None:
+        check_one_size(train)
+    if data_on_device:
+        device_augment(train)
     val = as_stored(val) if val is not None else None
     model.axis = train.axis
     checkpoint = _checkpoint_to_resume(out) if resume else None
@@ -110,7 +123,7 @@ def fit(
     if channels_last:
         model.to(memory_format=torch.channels_last)
     loss = build_loss({"cross_entropy": 1, "dice": 1}, model.format) if loss is None else loss
-    module = SegmentationModule(model, loss, train, val, plan, shown=monitor)
+    module = SegmentationModule(model, loss, train, val, plan, shown=monitor, data_on_device=data_on_device)
     best = BestBundle(out / "model", train.codec, monitor if val is not None else None)
     extra = [*callbacks, best, MetricsFile(out / "metrics.csv"), EpochLines(best, tell)]
     # After every epoch, the same file again; Lightning runs checkpoint callbacks last, so the others' states are in it.
@@ -121,6 +134,8 @@ def fit(
     )
     if patience is not None and val is not None:
         extra.append(EarlyStopping(monitor, patience=patience, mode="min" if lower_is_better(monitor) else "max"))
+    if mode is not None:
+        extra.append(CompiledTraining(model.network, mode))
     show = sys.stderr.isatty() if progress is None else progress
     if show:
         extra.append(EpochBar())
@@ -146,10 +161,14 @@ def fit(
         if trainer.is_global_zero:
             facts = {**describe_environment(), **_trainer_facts(trainer)}
             write_whole(out / "environment.json", (json.dumps(facts, indent=2) + "\n").encode())
+            if data_on_device:
+                tell(f"reading {len(train)} training samples into the memory of {place}")
         try:
             trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # how Lightning ends after Ctrl-C
             raise KeyboardInterrupt from None
+        finally:
+            leave_uncompiled(model.network)
     # Only the first process wrote the bundle; the others read it when it is whole.
     trainer.strategy.barrier()
     load_weights(model, out / "model")
@@ -204,7 +223,7 @@ def _precision(precision: str, place: torch.device) -> str:
         return precision
     if place.type != "cuda":
         return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
+    return "bf16-mixed" if has_bfloat16() else "16-mixed"
 
 
 def _loggers(out: Path) -> list[Logger]:

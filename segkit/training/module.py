@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from segkit.data.datasets import MaskDataset
+from segkit.data.device_data import DeviceDataset, device_train_loader
 from segkit.data.loaders import eval_loader, train_loader
+from segkit.data.prefetch import DeviceLoader
 from segkit.data.sample import Batch
 from segkit.metrics.counts import PixelCounts
 from segkit.metrics.scores import Scores
@@ -56,7 +58,7 @@ class SegmentationModule(L.LightningModule):
     """Trains a `Segmenter` and scores it on validation images.
 
     Logs `loss` per step, and per epoch `train_loss` (its mean), `val_loss` and the scores of `MONITORS`; the one
-    called `shown` stands in the progress bar.
+    called `shown` stands in the progress bar. With `data_on_device` the training set lies there as a whole.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class SegmentationModule(L.LightningModule):
         val: MaskDataset | None,
         schedule: Schedule,
         shown: str = "pooled_iou",
+        data_on_device: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
@@ -76,36 +79,39 @@ class SegmentationModule(L.LightningModule):
         self.counts = PixelCounts(model.format)
         self.scores: Scores | None = None
         self.scored_epoch: int | None = None
-        self._train, self._val = train, val
+        self._train, self._val, self._data_on_device = train, val, data_on_device
+        self._train_on_device: DeviceDataset | None = None
         self._val_losses: list[Tensor] = []
 
     # Data ----------------------------------------------------------------------------------------------
 
-    def train_dataloader(self) -> DataLoader:
-        return train_loader(
-            self._train,
-            self.schedule.batch_size,
-            seed=self.schedule.seed,
-            workers=self.schedule.workers,
-            rank=self.trainer.global_rank,
-            world_size=self.trainer.world_size,
+    def train_dataloader(self) -> DataLoader | DeviceLoader:
+        plan, place = self.schedule, self.trainer.strategy.root_device
+        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        if self._data_on_device:
+            if self._train_on_device is None:  # asked for more than once
+                self._train_on_device = DeviceDataset(self._train, place, workers=plan.workers)
+            data = self._train_on_device
+            return device_train_loader(data, plan.batch_size, seed=plan.seed, rank=rank, world_size=world_size)
+        loader = train_loader(
+            self._train, plan.batch_size, seed=plan.seed, workers=plan.workers, rank=rank, world_size=world_size
         )
+        return DeviceLoader(loader, place)
 
-    def val_dataloader(self) -> DataLoader | list:
+    def val_dataloader(self) -> DeviceLoader | list:
         if self._val is None:
             return []
-        return eval_loader(
+        loader = eval_loader(
             self._val,
             self.schedule.batch_size,
             workers=self.schedule.workers,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
         )
+        return DeviceLoader(loader, self.trainer.strategy.root_device)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        if isinstance(batch, list):
-            return [part.to(device, non_blocking=True) for part in batch]
-        return batch.to(device, non_blocking=True)
+        return batch  # `DeviceLoader` brought it there
 
     # Training ------------------------------------------------------------------------------------------
 

@@ -25,6 +25,9 @@ class StandInCodec(Codec):
             raise ValueError(f"{path}: no such mask.")
         return self.check(np.load(path), str(path))
 
+    def files(self, root, stem):
+        return [Path(root, f"{stem}.npy")]
+
     def write(self, root, stem, planes, like=None):
         path = Path(root, f"{stem}.npy")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,36 @@ def encode(kind, image=PICTURE, **options):
     ],
 )
 def test_size_is_read_from_the_header(kind, options):
-    assert check_encoded(encode(kind, **options)) == Header(kind, (17, 300), 8)
+    header = check_encoded(encode(kind, **options))
+    assert (header.kind, header.size_hw, header.depth, header.upright) == (kind, (17, 300), 8, True)
+    assert header.bands == (3 if kind == "jpeg" else None)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_bands_of_a_jpeg(mode):
+    file = io.BytesIO()
+    Image.fromarray(PICTURE).convert(mode).save(file, "jpeg")
+    assert check_encoded(file.getvalue()).bands == len(mode)
+
+
+@pytest.mark.parametrize("order", ["II", "MM"])
+@pytest.mark.parametrize(("orientation", "upright"), [(1, True), (6, False), (3, False)])
+def test_orientation_of_a_jpeg(order, orientation, upright):
+    exif = Image.Exif()
+    exif.endian = {"II": "<", "MM": ">"}[order]
+    exif[0x010F], exif[0x0112], exif[0x0131] = "maker", orientation, "software"
+    data = encode("jpeg", exif=exif)
+    assert f"Exif\0\0{order}".encode() in data
+    assert check_encoded(data).upright == upright
+
+
+def test_an_exif_block_that_cannot_be_read_is_not_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    data = encode("jpeg", exif=exif)
+    start = data.index(b"Exif\0\0") + 6
+    assert not check_encoded(data[: start + 4] + b"\xff\xff\xff\xff" + data[start + 8 :]).upright
+    assert not check_encoded(data[:start] + b"XX" + data[start + 2 :]).upright
 
 
 def test_an_extended_webp_has_its_size_elsewhere():

@@ -111,6 +111,19 @@ def test_8_bit_gray_of_other_files_is_repeated(tmp_path, suffix):
     np.testing.assert_array_equal(read_image(tmp_path / f"a{suffix}", gray=True), GRAY[..., None])
 
 
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"subsampling": 2}, {"progressive": True}], ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("orientation", [None, 1, 6])
+def test_jpeg_has_the_pixels_that_opencv_decodes(tmp_path, mode, options, orientation):
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    Image.fromarray(PICTURE).convert(mode).save(tmp_path / "a.jpg", exif=exif, **options)
+    expected = cv2.imread(str(tmp_path / "a.jpg"), cv2.IMREAD_COLOR)[..., ::-1]
+    # Another decoder of the same library: equal here, and never further apart than its builds are.
+    assert np.abs(read_image(tmp_path / "a.jpg").astype(int) - expected).max() <= 1
+
+
 @pytest.mark.parametrize("suffix", [".jpg", ".tif", ".png", ".webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_orientation_a_camera_noted_is_applied(tmp_path, suffix, orientation):

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
-from segkit.models.devices import pick_device
+from segkit.models.devices import autocast, has_bfloat16, pick_device
 
 
 def test_devices():
@@ -25,3 +27,16 @@ def test_a_device_that_is_not_here_is_one_message(device):
         pytest.skip("there is an Apple GPU")
     with pytest.raises(ValueError, match="finds no"):
         pick_device(device)
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type")
+def test_bfloat16_is_for_gpus_that_compute_in_it(monkeypatch):
+    cuda = torch.device("cuda")
+    # A GPU before Ampere: torch says yes, unless asked not to count imitation.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert not has_bfloat16()
+    assert isinstance(autocast(cuda), nullcontext)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert has_bfloat16()
+    assert autocast(cuda).fast_dtype == torch.bfloat16
+    assert isinstance(autocast(torch.device("cpu")), nullcontext)

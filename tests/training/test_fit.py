@@ -12,7 +12,7 @@ from segkit.inference.evaluate import evaluate
 from segkit.losses.build import build_loss
 from segkit.models.builder import build_model
 from segkit.models.bundle import load_model
-from segkit.training.fit import fit
+from segkit.training.fit import _precision, fit
 from segkit.training.step import training_loss
 from tests.scenes import FORMATS, write_set
 
@@ -232,3 +232,73 @@ def test_epochs_without_validation_have_no_scores(tmp_path):
     assert [bool(row["pooled_iou"]) for row in rows] == [False, True, True]
     assert all(row["train_loss"] for row in rows)
     assert ["pooled_iou" in line for line in lines] == [False, True, True]
+
+
+@pytest.mark.parametrize("kind", ["exclusive", "overlapping"])
+def test_training_learns_from_data_on_the_device(tmp_path, kind):
+    format = FORMATS[kind]
+    train, val = write_set(tmp_path / "t", format, 6), write_set(tmp_path / "v", format, 3)
+    train.augment = build_augment("fast_light", format, crop=32)
+    model, _, _, result, lines = run(tmp_path, format, train=train, val=val, epochs=8, data_on_device=True)
+    assert lines[0] == "reading 6 training samples into the memory of cpu"
+    untrained = evaluate(small_model(format), val, workers=0, device="cpu").pooled("iou").mean
+    assert evaluate(model, val, workers=0, device="cpu").pooled("iou").mean > max(0.5, untrained + 0.1)
+    assert result.epochs == 8
+
+
+def test_a_run_on_data_on_the_device_is_resumed_bit_for_bit(tmp_path):
+    from lightning.pytorch.callbacks import Callback
+
+    class Stop(Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 1:
+                raise RuntimeError("stopped")
+
+    format = FORMATS["exclusive"]
+    train, val = write_set(tmp_path / "t", format, 6), write_set(tmp_path / "v", format, 2)
+    train.augment = build_augment("fast_medical", format, crop=32)
+    options = {"train": train, "val": val, "epochs": 3, "data_on_device": True}
+    whole, *_ = run(tmp_path, format, "whole", **options)
+    with pytest.raises(RuntimeError, match="stopped"):
+        run(tmp_path, format, "cut", **options, callbacks=[Stop()])
+    resumed, *_ = run(tmp_path, format, "cut", model=small_model(format, seed=9), **options, resume=True)
+    assert (tmp_path / "cut" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name
+
+
+def test_without_changes_data_on_the_device_train_like_data_from_files(tmp_path):
+    format = FORMATS["binary"]
+    train, val = write_set(tmp_path / "t", format, 6), write_set(tmp_path / "v", format, 2)
+    for name, on_device in (("files", False), ("device", True)):
+        run(tmp_path, format, name, train=train, val=val, data_on_device=on_device)
+    assert (tmp_path / "device" / "metrics.csv").read_text() == (tmp_path / "files" / "metrics.csv").read_text()
+
+
+def test_an_augmentation_of_the_cpu_with_data_on_the_device_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ValueError, match="augment is 'light', which runs on the CPU"):
+        run(tmp_path, FORMATS["binary"], data_on_device=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_precision_auto_is_what_the_device_is_fast_in(monkeypatch):
+    cuda = torch.device("cuda")
+    assert _precision("auto", torch.device("cpu")) == "32-true"
+    assert _precision("32-true", cuda) == "32-true"
+    for ampere, expected in ((True, "bf16-mixed"), (False, "16-mixed")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, answer=ampere: answer)
+        assert _precision("auto", cuda) == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("on_device", [False, True])
+def test_training_learns_on_a_gpu(tmp_path, on_device):
+    format = FORMATS["exclusive"]
+    train, val = write_set(tmp_path / "t", format, 6), write_set(tmp_path / "v", format, 3)
+    train.augment = build_augment("fast_light", format, crop=32)
+    options = {"epochs": 8, "device": "cuda", "workers": 2, "data_on_device": on_device}
+    model, _, _, result, _ = run(tmp_path, format, train=train, val=val, **options)
+    facts = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert facts["accelerator"] == "CUDAAccelerator"
+    assert evaluate(model, val, workers=0, device="cuda").pooled("iou").mean == pytest.approx(result.best, abs=0.02)
+    assert result.best > 0.5

@@ -1,0 +1,168 @@
+"""From a config to data and a run: what `data.cache` changes, which is nothing but the time."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import multiprocessing
+
+import pytest
+
+from segkit.config import read_config
+from segkit.data import cache
+from segkit.experiment import open_masks, open_parts, silent_progress, verify
+from segkit.formats.codecs import open_codec
+from tests.scenes import FORMATS, write_set
+from tests.test_cli import segkit, write_config
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGKIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "shm").mkdir()
+    monkeypatch.setattr(cache, "SHARED_MEMORY", tmp_path / "shm")
+    return tmp_path / "cache"
+
+
+def copies(home):
+    return sorted(p.name for p in home.glob("[!.]*")) if home.exists() else []
+
+
+def parts_of(path, *overrides, progress=None):
+    config = read_config(path, overrides)
+    return open_parts(config, open_masks(config.masks), progress=progress)
+
+
+@pytest.mark.parametrize(
+    ("kind", "place", "workers"),
+    [("exclusive", "disk", (0, 2)), ("overlapping", "disk", (0,)), ("binary", "ram", (2,))],
+)
+def test_training_from_a_cache_gives_the_same_numbers(tmp_path, home, kind, place, workers):
+    path = write_config(tmp_path / "data", kind)
+    train = ("train", path, "augment=fast_street", "train.batch_size=4")
+    assert segkit(*train, "--out", tmp_path / "files") == 0
+    for count in workers:  # the first builds, the second finds
+        run = tmp_path / f"cached-{count}"
+        assert segkit(*train, f"data.cache={place}", f"train.workers={count}", "--out", run) == 0
+        for file in ("metrics.csv", "scores.json"):
+            assert (run / file).read_bytes() == (tmp_path / "files" / file).read_bytes(), file
+    assert len(copies(home)) == (2 if place == "disk" else 0)  # train and val
+    gc.collect()  # Lightning's objects refer to each other, and to the data
+    assert list((tmp_path / "shm").rglob("*.bin")) == []
+
+
+def test_resuming_takes_the_cache_that_is_there(tmp_path, home):
+    path = write_config(tmp_path / "data", "exclusive")
+    assert segkit("train", path, "data.cache=disk", "--out", tmp_path / "run") == 0
+    before, made = (tmp_path / "run" / "scores.json").read_bytes(), copies(home)
+    (tmp_path / "run" / "scores.json").unlink()
+    assert segkit("train", "--resume", tmp_path / "run") == 0
+    assert (tmp_path / "run" / "scores.json").read_bytes() == before
+    assert copies(home) == made
+
+
+def test_parts_that_share_folders_share_a_copy(tmp_path, home):
+    path = write_config(tmp_path / "data", "exclusive")
+    shares = ("data.val={from: train, fraction: 0.4}", "data.cache=disk")
+    titles = []
+
+    class Progress:
+        def __init__(self, title):
+            titles.append(title)
+
+        def __enter__(self):
+            return lambda done, total: None
+
+        def __exit__(self, *exc):
+            return None
+
+    cached, plain = parts_of(path, *shares, progress=Progress), parts_of(path, *shares[:1])
+    assert len(copies(home)) == 1
+    assert titles == ["decoding train"]
+    for name in ("train", "val"):
+        assert getattr(cached, name).stems == getattr(plain, name).stems
+    # Another split is another share of the same copy.
+    parts_of(path, shares[0], "data.val.seed=3", shares[1])
+    assert len(copies(home)) == 1
+
+
+def test_the_folder_and_the_bound_of_a_config(tmp_path, home):
+    path = write_config(tmp_path / "data", "exclusive")
+    parts_of(path, "data.cache=disk", f"data.cache_dir={tmp_path / 'elsewhere'}")
+    assert (copies(home), len(copies(tmp_path / "elsewhere"))) == ([], 2)
+    with pytest.raises(ValueError, match=r"data\.cache_gib"):
+        parts_of(path, "data.cache=disk", "data.cache_gib=1e-6")
+
+
+def test_nothing_is_cached_unless_asked_for(tmp_path, home, monkeypatch):
+    path = write_config(tmp_path / "data", "exclusive")
+    monkeypatch.setattr("segkit.data.datasets.MaskDataset._origin", None)  # nor is anything looked at for it
+    for overrides in ((), ("data.cache=off",)):
+        assert parts_of(path, *overrides).train._copy is None
+    assert not home.exists()
+
+
+def test_with_a_copy_no_file_is_decoded_again_not_even_to_check_it(tmp_path, home, monkeypatch):
+    path = write_config(tmp_path / "data", "exclusive")
+    sizes = parts_of(path, "data.cache=disk").train.verify()
+    for name in ("segkit.data.datasets.read_image", "segkit.formats.png_codecs.read_png"):
+        monkeypatch.setattr(name, None)
+    config = read_config(path, ["data.cache=disk"])
+    parts = open_parts(config, open_masks(config.masks))
+    verify(parts, config, silent_progress)
+    assert parts.train.verify() == sizes
+    assert parts.val[1].size_hw == (40, 56)
+
+
+def test_a_bad_sample_is_named_before_training_starts(tmp_path, home, capsys):
+    path = write_config(tmp_path / "data", "exclusive")
+    (tmp_path / "data" / "train" / "images" / "s3.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    assert segkit("train", path, "data.cache=disk", "--out", tmp_path / "run") == 2
+    errors = capsys.readouterr().err
+    assert "1 faults in 5 samples" in errors
+    assert "s3.png" in errors
+    assert not (tmp_path / "run").exists()
+    assert copies(home) == []
+
+
+def test_a_mistake_in_the_config_is_told_before_anything_is_decoded(tmp_path, home, capsys):
+    path = write_config(tmp_path / "data", "exclusive")
+    for mistake in ("augment=fast_steet", "data.val.images=nowhere"):
+        assert segkit("train", path, "data.cache=disk", mistake, "--out", tmp_path / "run") == 2
+    assert not home.exists()
+
+
+def open_in_a_process(path, barrier, answers):
+    barrier.wait()
+    parts = parts_of(path, "data.cache=disk")
+    answers.put([s.stem for s in parts.train])
+
+
+def test_ranks_that_start_together_build_once(tmp_path, home):
+    path = write_config(tmp_path / "data", "exclusive")
+    context = multiprocessing.get_context("fork")
+    barrier, answers = context.Barrier(2), context.Queue()
+    ranks = [context.Process(target=open_in_a_process, args=(path, barrier, answers)) for _ in range(2)]
+    for rank in ranks:
+        rank.start()
+    assert [answers.get(timeout=60) for _ in ranks] == [[f"s{n}" for n in range(5)]] * 2
+    for rank in ranks:
+        rank.join(60)
+    assert len(copies(home)) == 2
+
+
+def test_quarantine_is_respected(tmp_path, home, caplog):
+    codec = open_codec("index_png", FORMATS["exclusive"])
+    path = write_config(tmp_path / "data", "exclusive", codec)
+    (tmp_path / "data" / "bad.txt").write_text("s1\n")
+    (tmp_path / "data" / "train" / "images" / "s1.png").write_bytes(b"broken")
+    with caplog.at_level(logging.WARNING, "segkit"):
+        parts = parts_of(path, "data.cache=disk", "data.quarantine=bad.txt")
+    assert parts.train.stems == ["s0", "s2", "s3", "s4"]
+    assert caplog.text.count("leaves 1 samples out of train") == 1
+
+
+def test_volumes_too(tmp_path, home):
+    codec = open_codec("nifti", FORMATS["exclusive"])
+    ds = write_set(tmp_path / "volumes", FORMATS["exclusive"], 3, codec=codec)
+    assert [s.stem for s in ds.cached()] == ["case@z000", "case@z001", "case@z002"]
