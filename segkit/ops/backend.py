@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import warnings
 from functools import lru_cache
 from typing import Literal
 
@@ -21,5 +22,10 @@ def runs_triton(device: torch.device) -> bool:
         return False
     # It builds the code that starts a kernel with a C compiler, which slim containers lack.
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        warnings.warn(
+            "Found no C compiler, which Triton needs: losses, decoding and counts run in plain PyTorch on the GPU, and "
+            "take longer. Install gcc or clang, or name a compiler in the environment variable CC.",
+            stacklevel=2,
+        )
         return False
     return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (7, 0)
