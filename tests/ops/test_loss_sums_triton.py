@@ -24,6 +24,10 @@ KINDS = {
     "one-vs-rest": Choices(False, True, IGNORED),
     "overlapping": Choices(False, False, IGNORED),
 }
+# Every kind plain, and those that differ upsampled: the interpreter takes a millisecond for each pixel of a cell.
+PLAIN_AND_UPSAMPLED = pytest.mark.parametrize(
+    ("kind", "factor"), [("softmax", 1), ("one-vs-rest", 1), ("overlapping", 1), ("softmax", 2), ("overlapping", 2)]
+)
 TERMS = {
     "none": None,
     "cross-entropy": PixelTerm(),
@@ -69,7 +73,6 @@ def small_tiles(monkeypatch):
 
 def make_pair(choices: Choices, classes: int, size_hw=None, factor: int = 1, crop: int = 0, dtype=torch.float64):
     """Coarse logits of two images and a target with a line ignored, `crop` pixels smaller than the logits."""
-    # The interpreter takes a millisecond for each pixel of a cell.
     size_hw = size_hw or ((5, 7) if factor == 1 else (2, 3))
     random = torch.Generator().manual_seed(classes)
     values = 2.0 * torch.randn((2, classes, *size_hw), generator=random, dtype=torch.float64)
@@ -128,12 +131,11 @@ def test_sums_and_gradients_agree_with_autograd(choices, term):
         compare(CoarseLogits(values, full), target, choices, term, overlap=False)
 
 
-@pytest.mark.parametrize("factor", [1, 2])
-@pytest.mark.parametrize("classes", [1, 2, 150])
-@pytest.mark.parametrize("choices", KINDS.values(), ids=KINDS.keys())
-def test_any_number_of_classes(choices, classes, factor):
-    values, full, target = make_pair(choices, classes, (2, 3), factor)
-    compare(CoarseLogits(values, full), target, choices, PixelTerm())
+@PLAIN_AND_UPSAMPLED
+@pytest.mark.parametrize("classes", [1, 150])
+def test_any_number_of_classes(kind, classes, factor):
+    values, full, target = make_pair(KINDS[kind], classes, (2, 3), factor)
+    compare(CoarseLogits(values, full), target, KINDS[kind], PixelTerm())
 
 
 @pytest.mark.parametrize("align_corners", [True, False])
@@ -165,9 +167,9 @@ def test_programs_take_several_tiles(choices, factor):
     compare(CoarseLogits(values, full), target, choices, TERMS["focal"])
 
 
-@pytest.mark.parametrize("factor", [1, 2])
-@pytest.mark.parametrize("choices", KINDS.values(), ids=KINDS.keys())
-def test_offsets_of_64_bits(monkeypatch, choices, factor):
+@PLAIN_AND_UPSAMPLED
+def test_offsets_of_64_bits(monkeypatch, kind, factor):
+    choices = KINDS[kind]
     large = torch.empty((1, 150, 4096, 4096), device="meta")
     loss = TileLoss(choices, 3, None, 0.0, None, True)
     assert loss_tiles_triton.constants(loss, torch.float32, large)["OFFSET"].primitive_bitwidth == 64
@@ -178,9 +180,7 @@ def test_offsets_of_64_bits(monkeypatch, choices, factor):
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "transposed", "strided"])
-@pytest.mark.parametrize(
-    ("kind", "factor"), [("softmax", 1), ("one-vs-rest", 1), ("overlapping", 1), ("softmax", 2), ("overlapping", 2)]
-)
+@PLAIN_AND_UPSAMPLED
 def test_any_layout_in_memory(kind, layout, factor):
     choices = KINDS[kind]
     plain, full, target = make_pair(choices, 3, factor=factor)
@@ -195,10 +195,10 @@ def test_any_layout_in_memory(kind, layout, factor):
         compare(CoarseLogits(changed, full), target, choices, PixelTerm())
 
 
-@pytest.mark.parametrize("factor", [1, 2])
+@PLAIN_AND_UPSAMPLED
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("choices", KINDS.values(), ids=KINDS.keys())
-def test_float32_and_less_is_computed_in_float32(choices, dtype, factor):
+def test_float32_and_less_is_computed_in_float32(kind, dtype, factor):
+    choices = KINDS[kind]
     values, full, target = make_pair(choices, 3, factor=factor, dtype=dtype)
     wide = torch.int64 if dtype == torch.float16 else torch.int32
     compare(CoarseLogits(values, full), target.to(wide), choices, TERMS["focal"])
@@ -219,10 +219,10 @@ def test_small_losses_keep_their_digits(choices, sign):
         assert ours.item() == pytest.approx(exact.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("factor", [1, 2])
+@PLAIN_AND_UPSAMPLED
 @pytest.mark.parametrize("wild", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("choices", KINDS.values(), ids=KINDS.keys())
-def test_ignored_logits_may_be_anything(choices, wild, factor):
+def test_ignored_logits_may_be_anything(kind, wild, factor):
+    choices = KINDS[kind]
     values, full, target = make_pair(choices, 3, factor=factor)
     values[0, :2, 1] = wild
     target[0, :, : 3 * factor] = IGNORED
@@ -233,18 +233,18 @@ def test_ignored_logits_may_be_anything(choices, wild, factor):
     assert (results[0][1][0, :, 1] == 0).all()
 
 
-@pytest.mark.parametrize("factor", [1, 2])
-@pytest.mark.parametrize("choices", KINDS.values(), ids=KINDS.keys())
-def test_all_ignored_sums_to_nothing(choices, factor):
+@PLAIN_AND_UPSAMPLED
+def test_all_ignored_sums_to_nothing(kind, factor):
+    choices = KINDS[kind]
     values, full, target = make_pair(choices, 3, factor=factor)
     sums, gradient = run(CoarseLogits(values, full), target.fill_(IGNORED), choices, TERMS["smoothed"])
     assert all((s == 0).all() for s in sums)
     assert (gradient == 0).all()
 
 
-@pytest.mark.parametrize("factor", [1, 2])
-@pytest.mark.parametrize("choices", KINDS.values(), ids=KINDS.keys())
-def test_a_counted_nan_is_not_hidden(choices, factor):
+@PLAIN_AND_UPSAMPLED
+def test_a_counted_nan_is_not_hidden(kind, factor):
+    choices = KINDS[kind]
     values, full, target = make_pair(choices, 3, factor=factor)
     values[1, 0, 1, 2] = math.nan
     assert run(CoarseLogits(values, full), target, choices, PixelTerm())[0].term.isnan()
