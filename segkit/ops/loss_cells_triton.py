@@ -43,7 +43,7 @@ from segkit.ops.upsample_lines import line_tables
 
 # Programs that sum: enough for several on each core of any GPU, few enough that their sums are no traffic.
 _PROGRAMS = 4096
-# Cells of a tile, at least. Few classes of one pixel each are summed within a warp, without waiting for others.
+# Cells of a tile, at least. Up to 128 classes that is one warp, which sums over classes without waiting for others.
 _CELLS = 4
 # Corners at a time: less than the cache of an A100 or H100 (40 and 50 MB), so that they are added there.
 _CORNER_BYTES = 2**25

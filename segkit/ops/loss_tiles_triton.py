@@ -18,6 +18,7 @@ from segkit.ops.loss_tiles import TileLoss
 
 # Numbers of a tile in the registers of one warp: 16 of each thread. A kernel needs up to ten such tiles at once.
 _NUMBERS_PER_WARP = 512
+# Offsets below it are int32.
 _SMALL_OFFSETS = 2**31
 
 
