@@ -1,4 +1,7 @@
-"""Right and wrong pixels of each class of each image: the counts every score is made of."""
+"""Right and wrong pixels of each class of each image: the counts every score is made of.
+
+On CUDA, `segkit.ops.counts_triton` counts in one pass.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segkit.ops.backend import runs_triton
+
 # Up to so many classes all pairs of (truth, prediction) are counted in one pass: half a million numbers per image.
 _MAX_PAIR_CLASSES = 700
+# Up to so many classes a program on CUDA counts all in its registers.
+_KERNEL_CLASSES = 1023
 # Bool maps of this many pixels at a time, where every class is compared with every pixel: 150 classes of a 4-megapixel
 # image would take 1.2 GiB at once.
 _MAP_PIXELS = 2**24
@@ -23,6 +30,10 @@ def count_indices(pred: Tensor, target: Tensor, num_classes: int, ignore_index: 
     Returns:
         (N, C, 4) int64 [tp, fp, fn, tn] of each class against the rest; they sum to the valid pixels.
     """
+    if num_classes <= _KERNEL_CLASSES and _has_kernel(pred):
+        import segkit.ops.counts_triton as kernels
+
+        return kernels.count_indices(pred, target, num_classes, ignore_index)
     if pred.device.type != "cpu":
         return _count_maps(pred, target, torch.arange(num_classes, device=pred.device), ignore_index)
     images = [_count_index_image(p, t, num_classes, ignore_index) for p, t in zip(pred, target, strict=True)]
@@ -39,12 +50,20 @@ def count_binary(pred: Tensor, target: Tensor, ignore_index: int) -> Tensor:
     Returns:
         (N, C, 4) int64 [tp, fp, fn, tn]; they sum to the valid pixels of the class.
     """
+    if _has_kernel(pred):
+        import segkit.ops.counts_triton as kernels
+
+        return kernels.count_binary(pred, target, ignore_index)
     if pred.device.type != "cpu":
         return _count_maps(pred, target, torch.ones((), device=pred.device), ignore_index)
     rows = np.empty((*pred.shape[:2], 4), np.int64)
     for n, c in np.ndindex(*pred.shape[:2]):
         rows[n, c] = _count_binary_plane(pred[n, c].numpy(), target[n, c].numpy(), ignore_index)
     return torch.from_numpy(rows)
+
+
+def _has_kernel(planes: Tensor) -> bool:
+    return runs_triton(planes.device) and planes.numel() > 0
 
 
 def _count_index_image(pred: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:

@@ -1,12 +1,17 @@
-"""From logits to planes, tile by tile: upsampled logits are never built."""
+"""From logits to planes, tile by tile: upsampled logits are never built.
+
+On CUDA, `segkit.ops.decode_triton` does the same in one pass.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from segkit.ops.backend import runs_triton
 from segkit.ops.choices import at_least_float32
 from segkit.ops.upsample import CoarseLogits, TileReader
 
@@ -22,6 +27,10 @@ def decode_indices(logits: CoarseLogits, dtype: torch.dtype, limit: float | None
     Returns:
         (N, 1, H, W) class indices.
     """
+    if _has_kernel(logits):
+        import segkit.ops.decode_triton as kernels
+
+        return kernels.decode_indices(logits, dtype, limit, none_index)
     n, _, height, width = logits.shape
     reader = TileReader(logits)
     result = torch.empty((n, 1, height, width), dtype=dtype, device=logits.values.device)
@@ -36,6 +45,10 @@ def decode_indices(logits: CoarseLogits, dtype: torch.dtype, limit: float | None
 
 def decode_above(logits: CoarseLogits, limits: Sequence[float], dtype: torch.dtype) -> Tensor:
     """(N, C, H, W) of 1 where the logit is above the limit of its class, one in `limits` for each, and 0 elsewhere."""
+    if _has_kernel(logits):
+        import segkit.ops.decode_triton as kernels
+
+        return kernels.decode_above(logits, limits, dtype)
     reader = TileReader(logits)
     borders = torch.tensor(limits, dtype=reader.dtype, device=logits.values.device)[:, None]
     result = torch.empty(logits.shape, dtype=dtype, device=logits.values.device)
@@ -45,6 +58,10 @@ def decode_above(logits: CoarseLogits, limits: Sequence[float], dtype: torch.dty
         place = result[image, :, tile.rows, tile.columns]
         place.copy_(above.view_as(place))
     return result
+
+
+def _has_kernel(logits: CoarseLogits) -> bool:
+    return runs_triton(logits.values.device) and math.prod(logits.shape) > 0
 
 
 def _first_highest(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ of each class. Whole tensors of probabilities, one-hot masks or per-pixel losses
 at a size that stays in the CPU's cache (`segkit.ops.loss_tiles`, the definition). What stays from forward to backward
 is one number per pixel, log Σ exp of its logits; peak memory is the gradient and little more. Logits that a network
 would upsample last are upsampled tile by tile (`segkit.ops.upsample`). On CUDA, `segkit.ops.loss_sums_triton`
-computes the same in one pass over the logits each way.
+computes the same in one pass over the logits each way; `backend_of` tells which one runs.
 """
 
 from __future__ import annotations
@@ -16,8 +16,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from segkit.ops.backend import Backend, runs_triton
 from segkit.ops.loss_tiles import Choices, TileLoss
 from segkit.ops.upsample import CoarseLogits, TileReader
+
+# The kernels hold all classes of a few pixels in registers, which end there.
+_KERNEL_CLASSES = 512
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,12 @@ def loss_sums(
     return LossSums(sums[0], sums[1], *sums[2:].split(logits.values.shape[1]))
 
 
+def backend_of(values: Tensor, target: Tensor) -> Backend:
+    """What sums (N, C, h, w) logits against a target: "triton" on CUDA up to 512 classes, else "tiles"."""
+    fits = values.numel() and target.numel() and values.shape[1] <= _KERNEL_CLASSES
+    return "triton" if fits and runs_triton(values.device) else "tiles"
+
+
 class _Plan(NamedTuple):
     """What is summed, as the numbers that an operator takes."""
 
@@ -80,9 +90,9 @@ class _Plan(NamedTuple):
     gamma: float
     smoothing: float
 
-    def reader(self, values: Tensor, target: Tensor, size_hw: list[int]) -> TileReader:
+    def logits(self, values: Tensor, target: Tensor, size_hw: list[int]) -> CoarseLogits:
         crop_hw = (target.shape[-2], target.shape[-1])
-        return TileReader(CoarseLogits(values, (size_hw[0], size_hw[1]), crop_hw, bool(self.align_corners)))
+        return CoarseLogits(values, (size_hw[0], size_hw[1]), crop_hw, bool(self.align_corners))
 
     def tile_loss(self, values: Tensor, class_weights: Tensor | None) -> TileLoss:
         choices = Choices(bool(self.softmax), bool(self.index_planes), int(self.ignore_index))
@@ -99,7 +109,12 @@ def _sums(
 ) -> tuple[Tensor, Tensor]:
     """(2 + 3 C,) sums in the order of `LossSums`, and (N, H, W) log Σ exp of each pixel, (0,) for sigmoids."""
     choice = _Plan(*plan)
-    reader, loss = choice.reader(values, target, size_hw), choice.tile_loss(values, class_weights)
+    logits, loss = choice.logits(values, target, size_hw), choice.tile_loss(values, class_weights)
+    if backend_of(values, target) == "triton":
+        from segkit.ops.loss_sums_triton import forward
+
+        return forward(logits, target, loss)
+    reader = TileReader(logits)
     # Tiles are added in float64 where the device has it: float32 stops counting at 2^24 pixels.
     wide = torch.float32 if values.device.type == "mps" else torch.float64
     total = torch.zeros(2 + 3 * values.shape[1], dtype=wide, device=values.device)
@@ -128,7 +143,12 @@ def _sums_backward(
 ) -> Tensor:
     """Gradient of `values`, in their dtype, from the (2 + 3 C,) gradient of the sums."""
     choice = _Plan(*plan)
-    reader, loss = choice.reader(values, target, size_hw), choice.tile_loss(values, class_weights)
+    logits, loss = choice.logits(values, target, size_hw), choice.tile_loss(values, class_weights)
+    if backend_of(values, target) == "triton":
+        from segkit.ops.loss_sums_triton import backward
+
+        return backward(logits, target, loss, normalizers, grad)
+    reader = TileReader(logits)
     result = reader.empty_gradient()
     with torch.autocast(values.device.type, enabled=False):
         for image, tile in reader:
