@@ -68,12 +68,15 @@ def _has_kernel(planes: Tensor) -> bool:
 
 def _count_index_image(pred: Tensor, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
     """(1, H, W) each to (C, 4)."""
-    # Bins num_classes: no class; target bin num_classes + 1: ignored.
-    p, t = (planes.flatten().clamp_max(num_classes) for planes in (pred, target))
-    t = torch.where(target.flatten() == ignore_index, num_classes + 1, t.to(torch.int32))
+    # Bin num_classes: no class; num_classes + 1 of the target: ignored. A CPU does many small integers at once.
+    if target.dtype == torch.uint8 and num_classes + 1 > 255:
+        target = target.to(torch.int16)
+    p, t = pred.flatten().clamp_max(num_classes), target.flatten()
+    t = torch.where(t == ignore_index, num_classes + 1, t.clamp_max(num_classes))
     if num_classes <= _MAX_PAIR_CLASSES:
         bins = num_classes + 1
-        pairs = torch.bincount(t.mul(bins).add_(p), minlength=bins * (bins + 1)).view(bins + 1, bins)
+        small = torch.int16 if bins * (bins + 1) < 2**15 else torch.int32
+        pairs = torch.bincount(t.to(small).mul_(bins).add_(p), minlength=bins * (bins + 1)).view(bins + 1, bins)
         counted = pairs[:-1]
         tp, predicted, truth = counted.diagonal(), counted.sum(0), counted.sum(1)
     else:

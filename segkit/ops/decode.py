@@ -13,7 +13,8 @@ from torch import Tensor
 
 from segkit.ops.backend import runs_triton
 from segkit.ops.choices import at_least_float32
-from segkit.ops.upsample import CoarseLogits, TileReader
+from segkit.ops.parallel import in_order
+from segkit.ops.upsample import CoarseLogits, Tile, TileReader
 
 
 def decode_indices(logits: CoarseLogits, dtype: torch.dtype, limit: float | None = None, none_index: int = 0) -> Tensor:
@@ -34,12 +35,17 @@ def decode_indices(logits: CoarseLogits, dtype: torch.dtype, limit: float | None
     n, _, height, width = logits.shape
     reader = TileReader(logits)
     result = torch.empty((n, 1, height, width), dtype=dtype, device=logits.values.device)
-    for image, tile in reader:
+
+    def decode(place: tuple[int, Tile]) -> None:
+        image, tile = place
         best, index = _first_highest(reader.read(image, tile))
         if limit is not None:
             index = torch.where(best > limit, index, none_index)
-        place = result[image, 0, tile.rows, tile.columns]
-        place.copy_(index.view_as(place))
+        planes = result[image, 0, tile.rows, tile.columns]
+        planes.copy_(index.view_as(planes))
+
+    for _ in in_order(decode, reader, result.device):
+        pass
     return result
 
 
@@ -52,11 +58,16 @@ def decode_above(logits: CoarseLogits, limits: Sequence[float], dtype: torch.dty
     reader = TileReader(logits)
     borders = torch.tensor(limits, dtype=reader.dtype, device=logits.values.device)[:, None]
     result = torch.empty(logits.shape, dtype=dtype, device=logits.values.device)
-    for image, tile in reader:
+
+    def decode(place: tuple[int, Tile]) -> None:
+        image, tile = place
         # bfloat16 has too few digits for a threshold.
         above = at_least_float32(reader.read(image, tile)) > borders
-        place = result[image, :, tile.rows, tile.columns]
-        place.copy_(above.view_as(place))
+        planes = result[image, :, tile.rows, tile.columns]
+        planes.copy_(above.view_as(planes))
+
+    for _ in in_order(decode, reader, result.device):
+        pass
     return result
 
 

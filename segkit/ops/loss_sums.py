@@ -18,7 +18,8 @@ from torch import Tensor
 
 from segkit.ops.backend import Backend, runs_triton
 from segkit.ops.loss_tiles import Choices, TileLoss
-from segkit.ops.upsample import CoarseLogits, TileReader
+from segkit.ops.parallel import in_order
+from segkit.ops.upsample import CoarseLogits, Tile, TileReader
 
 # The kernels hold all classes of a few pixels in registers, which end there.
 _KERNEL_CLASSES = 512
@@ -114,21 +115,7 @@ def _sums(
         from segkit.ops.loss_sums_triton import forward
 
         return forward(logits, target, loss)
-    reader = TileReader(logits)
-    # Tiles are added in float64 where the device has it: float32 stops counting at 2^24 pixels.
-    wide = torch.float32 if values.device.type == "mps" else torch.float64
-    total = torch.zeros(2 + 3 * values.shape[1], dtype=wide, device=values.device)
-    pixels = (len(target), *target.shape[2:]) if choice.softmax else (0,)
-    normalizers = torch.empty(pixels, dtype=reader.dtype, device=values.device)
-    with torch.autocast(values.device.type, enabled=False):
-        for image, tile in reader:
-            planes = target[image, :, tile.rows, tile.columns].flatten(1)
-            sums, normalizer = loss.forward(reader.read(image, tile), planes)
-            total += sums
-            if normalizer is not None:
-                place = normalizers[image, tile.rows, tile.columns]
-                place.copy_(normalizer.view_as(place))
-    return total.to(reader.dtype), normalizers
+    return _sum_tiles(logits, target, loss)
 
 
 @torch.library.custom_op("segkit::loss_sums_backward", mutates_args=())
@@ -148,14 +135,7 @@ def _sums_backward(
         from segkit.ops.loss_sums_triton import backward
 
         return backward(logits, target, loss, normalizers, grad)
-    reader = TileReader(logits)
-    result = reader.empty_gradient()
-    with torch.autocast(values.device.type, enabled=False):
-        for image, tile in reader:
-            planes = target[image, :, tile.rows, tile.columns].flatten(1)
-            normalizer = normalizers[image, tile.rows, tile.columns].flatten() if choice.softmax else None
-            reader.add_gradient(result, image, tile, loss.backward(reader.read(image, tile), planes, normalizer, grad))
-    return result.to(values.dtype)
+    return _gradient_of_tiles(logits, target, loss, normalizers, grad)
 
 
 @_sums.register_fake
@@ -182,3 +162,56 @@ def _gradient(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _sums.register_autograd(_gradient, setup_context=_keep)
+
+
+# The definition ----------------------------------------------------------------------------------------------
+
+
+def _sum_tiles(logits: CoarseLogits, target: Tensor, loss: TileLoss) -> tuple[Tensor, Tensor]:
+    reader, device = TileReader(logits), logits.values.device
+    pixels = (len(target), *target.shape[2:]) if loss.choices.softmax else (0,)
+    normalizers = torch.empty(pixels, dtype=reader.dtype, device=device)
+
+    def sums_of(place: tuple[int, Tile]) -> Tensor:
+        image, tile = place
+        sums, normalizer = loss.forward(reader.read(image, tile), _planes(target, image, tile))
+        if normalizer is not None:
+            kept = normalizers[image, tile.rows, tile.columns]
+            kept.copy_(normalizer.view_as(kept))
+        return sums
+
+    # Tiles are added in float64 where the device has it: float32 stops counting at 2^24 pixels.
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    total = torch.zeros(2 + 3 * loss.num_classes, dtype=wide, device=device)
+    with torch.autocast(device.type, enabled=False):
+        for sums in in_order(sums_of, reader, device):
+            total += sums
+    return total.to(reader.dtype), normalizers
+
+
+def _gradient_of_tiles(
+    logits: CoarseLogits, target: Tensor, loss: TileLoss, normalizers: Tensor, grad: Tensor
+) -> Tensor:
+    reader, device = TileReader(logits), logits.values.device
+    result = reader.empty_gradient()
+
+    def gradient_of(place: tuple[int, Tile]) -> tuple[int, Tile, Tensor] | None:
+        image, tile = place
+        normalizer = normalizers[image, tile.rows, tile.columns].flatten() if loss.choices.softmax else None
+        of_tile = loss.backward(reader.read(image, tile), _planes(target, image, tile), normalizer, grad)
+        of_patch = reader.pull_back(tile, of_tile)
+        if reader.patches_overlap:
+            return image, tile, of_patch
+        reader.add_gradient(result, image, tile, of_patch)
+        return None
+
+    with torch.autocast(device.type, enabled=False):
+        for found in in_order(gradient_of, reader, device):
+            if found is not None:
+                reader.add_gradient(result, *found)
+    return result.to(logits.values.dtype)
+
+
+def _planes(target: Tensor, image: int, tile: Tile) -> Tensor:
+    """(P, R · W)."""
+    return target[image, :, tile.rows, tile.columns].flatten(1)

@@ -159,7 +159,8 @@ class _Lovasz:
         reader = self.readers[c]
         result = reader.empty_gradient()
         for image, tile in reader:
-            reader.add_gradient(result, image, tile, gradient[image, tile.rows, tile.columns].reshape(1, -1))
+            of_tile = gradient[image, tile.rows, tile.columns].reshape(1, -1)
+            reader.add_gradient(result, image, tile, reader.pull_back(tile, of_tile))
         return result
 
     def _map(self, dtype: torch.dtype) -> Tensor:

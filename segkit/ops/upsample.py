@@ -85,12 +85,13 @@ class TileReader:
     Attributes:
         dtype: of tiles: float64 for float64 logits, else float32.
         tiles: rectangles that cover one image; the same for each.
+        patches_overlap: whether neighbouring tiles are made of the same coarse values.
     """
 
     def __init__(self, logits: CoarseLogits) -> None:
         self.values = logits.values
         self.dtype = torch.float64 if logits.values.dtype == torch.float64 else torch.float32
-        self._upsampled = logits.upsampled
+        self.patches_overlap = logits.upsampled
         self.tiles = list(_upsampled_tiles(logits, self.dtype) if logits.upsampled else _plain_tiles(logits))
 
     def __iter__(self) -> Iterator[tuple[int, Tile]]:
@@ -99,31 +100,37 @@ class TileReader:
             for tile in self.tiles:
                 yield image, tile
 
-    def read(self, image: int, tile: Tile, channels: slice = slice(None)) -> Tensor:
+    def read(self, image: int, tile: Tile) -> Tensor:
         """(C, R · W) logits of a tile: a view of the logits where that is possible, else in `dtype`."""
-        patch = self.values[image, channels, tile.coarse_rows, tile.coarse_columns]
+        patch = self.values[image, :, tile.coarse_rows, tile.coarse_columns]
         if tile.mix is None:
             return patch.flatten(1)
         down, across = tile.mix
         return torch.matmul(down, torch.matmul(patch.to(self.dtype), across)).flatten(1)
 
+    def pull_back(self, tile: Tile, of_tile: Tensor) -> Tensor:
+        """(C, r, w) gradient of the coarse values of a tile from the (C, R · W) gradient of its logits."""
+        of_tile = of_tile.unflatten(1, (tile.rows.stop - tile.rows.start, -1))
+        if tile.mix is None:
+            return of_tile
+        down, across = tile.mix
+        return torch.matmul(torch.matmul(down.T, of_tile), across.T)
+
     def empty_gradient(self) -> Tensor:
         """A gradient for all values, to be filled by `add_gradient` over all images and tiles."""
-        covered = not self._upsampled and sum(_area(t) for t in self.tiles) == self.values[0, 0].numel()
+        covered = not self.patches_overlap and sum(_area(t) for t in self.tiles) == self.values[0, 0].numel()
         if covered:
             return torch.empty_like(self.values)  # every number of it will be written once
-        dtype = self.dtype if self._upsampled else self.values.dtype
+        dtype = self.dtype if self.patches_overlap else self.values.dtype
         return torch.zeros_like(self.values, dtype=dtype)
 
-    def add_gradient(self, gradient: Tensor, image: int, tile: Tile, of_tile: Tensor) -> None:
-        """Put the (C, R · W) gradient of a tile where its logits came from."""
-        of_tile = of_tile.unflatten(1, (tile.rows.stop - tile.rows.start, -1))
+    def add_gradient(self, gradient: Tensor, image: int, tile: Tile, of_patch: Tensor) -> None:
+        """Put what `pull_back` gave where the coarse values of the tile are; one after the other if patches overlap."""
         place = gradient[image, :, tile.coarse_rows, tile.coarse_columns]
-        if tile.mix is None:
-            place.copy_(of_tile)
+        if self.patches_overlap:
+            place += of_patch
         else:
-            down, across = tile.mix
-            place += torch.matmul(torch.matmul(down.T, of_tile), across.T)
+            place.copy_(of_patch)
 
 
 def _area(tile: Tile) -> int:

@@ -50,7 +50,8 @@ def test_gradients_of_tiles_add_up_to_autograds(monkeypatch, size_hw, crop_hw, a
     reader = TileReader(logits)
     gradient = reader.empty_gradient()
     for image, tile in reader:
-        reader.add_gradient(gradient, image, tile, of_pixels[image, :, tile.rows, tile.columns].flatten(1))
+        of_tile = of_pixels[image, :, tile.rows, tile.columns].flatten(1)
+        reader.add_gradient(gradient, image, tile, reader.pull_back(tile, of_tile))
     assert torch.allclose(gradient, expected, atol=1e-13)
 
 
