@@ -139,7 +139,7 @@ def fit(
     show = sys.stderr.isatty() if progress is None else progress
     if show:
         extra.append(EpochBar())
-    with _quiet_lightning():
+    with _quiet_lightning(), _determinism_restored():
         trainer = L.Trainer(
             accelerator={"cuda": "gpu"}.get(place.type, place.type),
             devices=devices if place.index is None else [place.index],
@@ -253,3 +253,17 @@ def _quiet_lightning() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
+
+
+@contextmanager
+def _determinism_restored() -> Iterator[None]:
+    """Lightning's `deterministic` sets torch for the rest of the process; here it ends with the run."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    # It would write to all new memory before it is used: an aid against mistakes that costs a pass over every tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.utils.deterministic.fill_uninitialized_memory = fill

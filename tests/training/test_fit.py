@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from segkit.data.augment import build_augment
 from segkit.formats.mask_format import MaskFormat
@@ -302,3 +303,21 @@ def test_training_learns_on_a_gpu(tmp_path, on_device):
     assert facts["accelerator"] == "CUDAAccelerator"
     assert evaluate(model, val, workers=0, device="cuda").pooled("iou").mean == pytest.approx(result.best, abs=0.02)
     assert result.best > 0.5
+
+
+def test_a_run_is_deterministic_and_leaves_torch_as_it_was(tmp_path):
+    """Nor does it fill new memory before it is written, which deterministic mode does unless told otherwise."""
+    seen = []
+
+    class Look(Callback):
+        def on_train_start(self, trainer, module):
+            fill = torch.utils.deterministic.fill_uninitialized_memory
+            seen.append((torch.are_deterministic_algorithms_enabled(), fill))
+
+    def state():
+        return torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+
+    before = state()
+    run(tmp_path, FORMATS["binary"], epochs=1, callbacks=[Look()])
+    assert seen == [(not torch.cuda.is_available(), False)]
+    assert state() == before
