@@ -10,9 +10,12 @@ import torch
 from torch import Tensor
 
 from segkit.ops.backend import runs_triton
+from segkit.ops.parallel import in_order
 
 # Up to so many classes all pairs of (truth, prediction) are counted in one pass: half a million numbers per image.
 _MAX_PAIR_CLASSES = 700
+# Sets of bins that neighbouring pixels take turns in.
+_LANES = 4
 # Up to so many classes a program on CUDA counts all in its registers.
 _KERNEL_CLASSES = 1023
 # Bool maps of this many pixels at a time, where every class is compared with every pixel: 150 classes of a 4-megapixel
@@ -36,8 +39,14 @@ def count_indices(pred: Tensor, target: Tensor, num_classes: int, ignore_index: 
         return kernels.count_indices(pred, target, num_classes, ignore_index)
     if pred.device.type != "cpu":
         return _count_maps(pred, target, torch.arange(num_classes, device=pred.device), ignore_index)
-    images = [_count_index_image(p, t, num_classes, ignore_index) for p, t in zip(pred, target, strict=True)]
-    return torch.stack(images) if images else torch.zeros((0, num_classes, 4), dtype=torch.int64)
+    rows = torch.zeros((len(target), num_classes, 4), dtype=torch.int64)
+
+    def count(image: int) -> None:
+        rows[image] = _count_index_image(pred[image], target[image], num_classes, ignore_index)
+
+    for _ in in_order(count, range(len(target)), target.device):
+        pass
+    return rows
 
 
 def count_binary(pred: Tensor, target: Tensor, ignore_index: int) -> Tensor:
@@ -71,21 +80,29 @@ def _count_index_image(pred: Tensor, target: Tensor, num_classes: int, ignore_in
     # Bin num_classes: no class; num_classes + 1 of the target: ignored. A CPU does many small integers at once.
     if target.dtype == torch.uint8 and num_classes + 1 > 255:
         target = target.to(torch.int16)
-    p, t = pred.flatten().clamp_max(num_classes), target.flatten()
-    t = torch.where(t == ignore_index, num_classes + 1, t.clamp_max(num_classes))
+    p = pred[0].clamp_max(num_classes)
+    t = target[0].clamp_max(num_classes).add_((target[0] == ignore_index).view(torch.uint8))
     if num_classes <= _MAX_PAIR_CLASSES:
-        bins = num_classes + 1
-        small = torch.int16 if bins * (bins + 1) < 2**15 else torch.int32
-        pairs = torch.bincount(t.to(small).mul_(bins).add_(p), minlength=bins * (bins + 1)).view(bins + 1, bins)
-        counted = pairs[:-1]
+        counted = _count_pairs(t, p, num_classes + 1)[:-1]
         tp, predicted, truth = counted.diagonal(), counted.sum(0), counted.sum(1)
     else:
+        p, t = p.flatten(), t.flatten()
         predicted = torch.bincount(torch.where(t <= num_classes, p, num_classes), minlength=num_classes + 1)
         truth = torch.bincount(t, minlength=num_classes + 2)[:-1]
         tp = torch.bincount(torch.where(p == t, p, num_classes), minlength=num_classes + 1)
     known = truth.sum()
     tp, fp, fn = tp[:num_classes], (predicted - tp)[:num_classes], (truth - tp)[:num_classes]
     return torch.stack([tp, fp, fn, known - tp - fp - fn], dim=1)
+
+
+def _count_pairs(target: Tensor, pred: Tensor, bins: int) -> Tensor:
+    """(bins + 1, bins) pixels of each pair, from (H, W) bins of the target and of the prediction."""
+    pairs = (bins + 1) * bins
+    small = torch.int16 if _LANES * pairs < 2**15 else torch.int32
+    # Neighbours mostly fall into one bin, and a CPU waits for each addition to it: so they get bins of their own.
+    lanes = (torch.arange(target.shape[1]) % _LANES * pairs).to(small)
+    index = target.to(small).mul_(bins).add_(pred).add_(lanes)
+    return torch.bincount(index.flatten(), minlength=_LANES * pairs).view(_LANES, bins + 1, bins).sum(0)
 
 
 def _count_binary_plane(pred: np.ndarray, target: np.ndarray, ignore_index: int) -> tuple[int, int, int, int]:
