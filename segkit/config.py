@@ -87,6 +87,14 @@ class DataConfig(Section):
     cache_gib: PositiveFloat | None = None  # largest cache; None: half the free memory, or most of the free disk
 
     @model_validator(mode="after")
+    def _bounds_belong_to_a_copy(self) -> DataConfig:
+        if self.cache == "device" and (self.cache_dir is not None or self.cache_gib is not None):
+            raise ValueError(
+                "`cache: disk` or `ram` where `cache_dir` or `cache_gib` is given; `device` has a bound of its own"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _train_is_the_source(self) -> DataConfig:
         if self.train is not None and self.train.from_ is not None:
             raise ValueError("folders for `train`, which others take their share from")

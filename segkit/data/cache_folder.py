@@ -55,11 +55,12 @@ def hold_or_build(home: Path, name: str, build: Callable[[Path], None], temporar
     held = _hold(target, temporary)
     if held is not None:
         return held
-    with _locked(home / f".{name}.lock"):
+    with _locked(home / f".{name}.lock") as locked:
         held = _hold(target, temporary)  # another process has built it meanwhile
         if held is not None:
             return held
-        _remove_parts(home, name)
+        if locked:
+            _remove_parts(home, name)
         part = home / f".{name}.{uuid.uuid4().hex[:12]}{_PART}"
         part.mkdir()
         try:

@@ -40,7 +40,6 @@ class DeviceDataset(Dataset[Batch]):
         workers: threads that read; None for one per core, at most 8.
 
     Attributes:
-        size_bytes: memory that images and planes take.
 
     Raises:
         ValueError: another augmentation, images that differ in bands, or more data than fit.
@@ -58,10 +57,6 @@ class DeviceDataset(Dataset[Batch]):
         self._dtype = _TORCH_DTYPES[dtype.name]
         self._images = _joined([in_depth(sample.image, dtype) for sample in samples], device)
         self._planes = _joined([sample.planes for sample in samples], device)
-
-    @property
-    def size_bytes(self) -> int:
-        return self._images.nbytes + self._planes.nbytes
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -179,12 +174,13 @@ def _check_bands(samples: Sequence[Sample]) -> None:
 
 def _joined(arrays: Sequence[np.ndarray], device: torch.device) -> Tensor:
     """(pixels of all, bands) on `device`; uint16 as the int16 of the same bits, which torch can gather."""
-    rows = (a.reshape(-1, a.shape[2]).view(np.int16 if a.dtype == np.uint16 else a.dtype) for a in arrays)
-    flat = [torch.from_numpy(np.require(a, requirements=["C", "W"])) for a in rows]
-    joined = torch.empty((sum(map(len, flat)), flat[0].shape[1]), dtype=flat[0].dtype, device=device)
+    flat = [a.reshape(-1, a.shape[2]).view(np.int16 if a.dtype == np.uint16 else a.dtype) for a in arrays]
+    dtype = torch.from_numpy(np.empty(0, flat[0].dtype)).dtype
+    joined = torch.empty((sum(map(len, flat)), flat[0].shape[1]), dtype=dtype, device=device)
     start = 0
     for part in flat:
-        joined[start : start + len(part)].copy_(part)
+        # Views into a map are read-only, which torch does not take: one copy at a time.
+        joined[start : start + len(part)].copy_(torch.from_numpy(np.require(part, requirements=["C", "W"])))
         start += len(part)
     return joined
 

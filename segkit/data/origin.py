@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,12 @@ def is_outdated(origin: Mapping[str, Any]) -> bool:
 
 def decoders() -> dict[str, Any]:
     """Versions that decide what pixels a file gives."""
-    return {"layout": LAYOUT_VERSION, "segkit": __version__, "opencv": cv2.__version__}
+    return {
+        "layout": LAYOUT_VERSION,
+        "segkit": __version__,
+        "opencv": cv2.__version__,
+        "imagecodecs": version("imagecodecs"),
+    }
 
 
 def _stamps(root: Path, files: Iterable[Path]) -> Stamps:

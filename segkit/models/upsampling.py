@@ -9,6 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+# Whose `forward` ends with the head.
+_MODULES = ("segmentation_models_pytorch.base.model", "segmentation_models_pytorch.decoders.dpt.model")
+
 
 class DeferrableUpsample(nn.Upsample):
     """`nn.Upsample` that does nothing while `deferred`."""
@@ -24,12 +27,13 @@ class LastUpsampling:
     """Where a network upsamples last, and how to leave it out.
 
     Attributes:
-        module, switch, off: setting attribute `switch` of `module` to `off` leaves the upsampling out.
+        module, switch: setting attribute `switch` of `module` to `off` leaves the upsampling out, to `on` puts it back.
         align_corners: as `F.interpolate` means it.
     """
 
     module: nn.Module
     switch: str
+    on: Any
     off: Any
     align_corners: bool
 
@@ -39,30 +43,31 @@ class LastUpsampling:
 
         A second thread in the same network may get upsampled logits all the same: `CoarseLogits` tells by the size.
         """
-        on = getattr(self.module, self.switch)
         setattr(self.module, self.switch, self.off)
         try:
             yield
         finally:
-            setattr(self.module, self.switch, on)
+            setattr(self.module, self.switch, self.on)
 
 
 def find_last_upsampling(network: nn.Module) -> LastUpsampling | None:
     """The upsampling in the head of a network of segmentation-models-pytorch; None for any other network.
 
-    It has no parameters: weights and their names stay as they are. One that is followed by an activation is not the
-    last step, and is left alone.
+    It is replaced by one that can be left out, and has no parameters: weights and their names stay as they are. One
+    that is followed by an activation, or is part of a `forward` of one's own, may not be the last step: left alone.
     """
+    if type(network).forward.__module__ not in _MODULES:
+        return None
     head: Any = getattr(network, "segmentation_head", None)
     if isinstance(head, nn.Sequential) and len(head) == 3 and _is_identity(head[2]):
         last = head[1]
         if isinstance(last, nn.Upsample) and last.mode == "bilinear":
             if not isinstance(last, DeferrableUpsample):
                 head[1] = DeferrableUpsample(last.size, last.scale_factor, last.mode, last.align_corners)
-            return LastUpsampling(head[1], "deferred", True, bool(last.align_corners))
+            return LastUpsampling(head[1], "deferred", False, True, bool(last.align_corners))
     elif type(head).__name__ == "DPTSegmentationHead" and _is_identity(head.activation):
         # It calls F.interpolate itself, by this factor and with aligned corners.
-        return LastUpsampling(head, "upsampling_factor", 1, True)
+        return LastUpsampling(head, "upsampling_factor", head.upsampling_factor, 1, True)
     return None
 
 

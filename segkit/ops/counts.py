@@ -81,6 +81,8 @@ def _count_index_image(pred: Tensor, target: Tensor, num_classes: int, ignore_in
     if target.dtype == torch.uint8 and num_classes + 1 > 255:
         target = target.to(torch.int16)
     p = pred[0].clamp_max(num_classes)
+    if p.dtype != torch.uint8:
+        p = p.masked_fill_(p < 0, num_classes)
     t = target[0].clamp_max(num_classes).add_((target[0] == ignore_index).view(torch.uint8))
     if num_classes <= _MAX_PAIR_CLASSES:
         counted = _count_pairs(t, p, num_classes + 1)[:-1]

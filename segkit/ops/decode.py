@@ -40,7 +40,7 @@ def decode_indices(logits: CoarseLogits, dtype: torch.dtype, limit: float | None
         image, tile = place
         best, index = _first_highest(reader.read(image, tile))
         if limit is not None:
-            index = torch.where(best > limit, index, none_index)
+            index = torch.where(at_least_float32(best) > limit, index, none_index)
         planes = result[image, 0, tile.rows, tile.columns]
         planes.copy_(index.view_as(planes))
 

@@ -3,9 +3,9 @@
 From (N, C, H, W) logits against (N, P, H, W) planes come a few numbers: Σ w·f of one pixel term, and Σ p·t, Σ p, Σ t
 of each class. Whole tensors of probabilities, one-hot masks or per-pixel losses are never built: tiles of them are,
 at a size that stays in the CPU's cache (`segkit.ops.loss_tiles`, the definition). What stays from forward to backward
-is one number per pixel, log Σ exp of its logits; peak memory is the gradient and little more. Logits that a network
-would upsample last are upsampled tile by tile (`segkit.ops.upsample`). On CUDA, `segkit.ops.loss_sums_triton`
-computes the same in one pass over the logits each way; `backend_of` tells which one runs.
+is one number per pixel, log Σ exp of its logits above their largest; peak memory is the gradient and little more.
+Logits that a network would upsample last are upsampled tile by tile (`segkit.ops.upsample`). On CUDA,
+`segkit.ops.loss_sums_triton` computes the same in one pass over the logits each way; `backend_of` tells which one runs.
 """
 
 from __future__ import annotations

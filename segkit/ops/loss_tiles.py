@@ -67,8 +67,8 @@ class TileLoss:
             planes: (P, n).
 
         Returns:
-            (2 + 3 C,) sums in the order of `LossSums`; and for softmax (n,) log Σ exp of each pixel: infinite where
-            ignored, NaN where ignored logits must be hidden.
+            (2 + 3 C,) sums in the order of `LossSums`; and for softmax (n,) log Σ exp (z - max z) of each pixel,
+            infinite where ignored, NaN where ignored logits must be hidden.
         """
         return self._softmax_forward(z, planes[0]) if self.choices.softmax else self._sigmoid_forward(z, planes)
 
@@ -102,17 +102,20 @@ class TileLoss:
             sums[0][1] = weights.sum()
         if self.overlap:
             both = torch.where(valid, (at_truth - log_total).exp(), 0.0)
-            # A matrix product sums p / Σ exp over the pixels without writing it.
-            sums += [self._by_class(counted, both), torch.mv(p, torch.where(valid, total.reciprocal(), 0.0))]
+            # Not a matrix product: it adds number by number, and float32 loses a thousandth of a large tile.
+            sums += [self._by_class(counted, both), p.mul_(torch.where(valid, total.reciprocal(), 0.0)).sum(1)]
         else:
             sums += [p.new_zeros(2 * self.num_classes)]
         sums.append(self._by_class(counted, torch.ones_like(total)))
-        normalizer = torch.where(valid, top + log_total, torch.inf).masked_fill_(hidden, torch.nan)
+        normalizer = torch.where(valid, log_total, torch.inf).masked_fill_(hidden, torch.nan)
         return torch.cat(sums), normalizer
 
     def _softmax_backward(self, z: Tensor, plane: Tensor, normalizer: Tensor, grad: Tensor) -> Tensor:
         truth, valid = self._truth_of(plane)
-        p = (z - normalizer).exp_()  # 0 where ignored
+        # The largest logit first: together with it, log Σ exp would lose the digits that tell p from 1.
+        log_p = (z - at_least_float32(z.amax(0))).sub_(normalizer)
+        log_p_truth = log_p.gather(0, truth[None])[0] if self.gamma else None
+        p = log_p.exp_()  # 0 where ignored
         _fill(p, ~valid & normalizer.isnan(), 0.0)
         factor, at_truth = p.new_zeros(()), p.new_zeros(())
         by_class = None
@@ -123,9 +126,8 @@ class TileLoss:
             at_truth = of_truth
         if self.gamma is not None:
             slope = grad[0] * self._index_weights(truth, valid, p.dtype)
-            if self.gamma:
-                log_p = at_least_float32(z.gather(0, truth[None])[0]) - normalizer
-                slope = torch.where(valid, slope * self._slope(log_p, -torch.expm1(log_p)), 0.0)
+            if log_p_truth is not None:
+                slope = torch.where(valid, slope * self._slope(log_p_truth, -torch.expm1(log_p_truth)), 0.0)
             factor = factor + slope
             at_truth = at_truth - (1.0 - self.smoothing) * slope
         result = p.mul_(factor if by_class is None else by_class[:, None] + factor)
@@ -147,7 +149,9 @@ class TileLoss:
     def _by_class(self, index: Tensor, amounts: Tensor) -> Tensor:
         """(C,) sums of (n,) amounts by class; the index C is left out."""
         if index.device.type == "cpu":
-            return torch.bincount(index, amounts, minlength=self.num_classes + 1)[: self.num_classes]
+            # It adds one by one, for which float32 has too few digits.
+            sums = torch.bincount(index, amounts.double(), minlength=self.num_classes + 1)
+            return sums[: self.num_classes].to(amounts.dtype)
         # bincount would wait for the device, and add in any order.
         classes = torch.arange(self.num_classes, device=index.device)
         return torch.mv((index == classes[:, None]).to(amounts.dtype), amounts)
@@ -205,12 +209,13 @@ class TileLoss:
 
     def _bernoulli(self, z: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
         """(C, n) log-probability of the truth, 0 where ignored."""
-        truth = truth if not self.smoothing else self._smoothed(truth, valid)
-        return torch.mul(truth, z).sub_(_softplus(z))
+        # -softplus(z) of the outcome that is not true: t·z - softplus(z) would lose the digits of a small loss.
+        log_p = _softplus(_opposite(z, truth)).neg_()
+        return log_p.add_((self._smoothed(truth, valid) - truth).mul_(z)) if self.smoothing else log_p
 
     def _bernoulli_miss(self, z: Tensor, truth: Tensor) -> Tensor | None:
-        """(C, n) 1 - p of the truth where a focal term needs it: the sigmoid of the opposite."""
-        return torch.addcmul(z, truth, z, value=-2.0).sigmoid_() if self.gamma else None
+        """(C, n) 1 - p of the truth, where a focal term needs it."""
+        return _opposite(z, truth).sigmoid_() if self.gamma else None
 
     def _smoothed(self, truth: Tensor, valid: Tensor) -> Tensor:
         return truth * (1.0 - self.smoothing) + valid * (0.5 * self.smoothing)
@@ -245,6 +250,11 @@ class TileLoss:
 def _positive(miss: Tensor) -> Tensor:
     """At 0 the slope of x^gamma is infinite for gamma < 1, and infinite · 0 is NaN: hence the smallest number there."""
     return miss.clamp_min(torch.finfo(miss.dtype).tiny)
+
+
+def _opposite(z: Tensor, truth: Tensor) -> Tensor:
+    """(C, n) logit of the outcome that is not true: -z where the class is, z where it is not."""
+    return torch.addcmul(z, truth, z, value=-2.0)
 
 
 def _softplus(z: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def tile_forward(
 
     Returns:
         (C, n) probabilities, 0 where not valid; w·f, (1, n) for softmax and (C, n) for sigmoid; for softmax (1, n)
-        log Σ exp, infinite where not valid, else 0.
+        log Σ exp (z - max z), infinite where not valid, else 0.
     """
     # where(), not a product: ignored logits may be anything.
     z = tl.where(valid, z, 0.0)
@@ -169,7 +169,7 @@ def tile_forward(
                 miss = tl.sum(tl.where(truth, 0.0, p), 0, keep_dims=True)
                 term = _power(_positive(miss), GAMMA) * term
             term = tl.where(valid, weights * term, 0.0)
-        return p, term, tl.where(valid, top + log_total, float("inf"))
+        return p, term, tl.where(valid, log_total, float("inf"))
     else:
         valid = valid & real
         p, q, _, rest = _sigmoid(z)
@@ -207,6 +207,8 @@ def tile_backward(
     z = tl.where(valid, z, 0.0)
     grad = tl.zeros_like(z)
     if SOFTMAX:
+        # The largest logit first: together with it, log Σ exp would lose the digits that tell p from 1.
+        z = z - tl.max(z, 0, keep_dims=True)
         p = tl.exp(z - normalizer)
         if OVERLAP:
             # G, the gradient of p, to that of z: p · (G - Σ p·G).

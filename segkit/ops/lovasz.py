@@ -65,7 +65,11 @@ def lovasz_weights(errors: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 def _lovasz(
     values: Tensor, target: Tensor, size_hw: list[int], plan: list[float], wanted: bool
 ) -> tuple[Tensor, Tensor]:
-    """The loss, and its gradient with respect to `values`, (0,) where it is not wanted."""
+    """The loss, and its gradient with respect to `values`, (0,) where it is not wanted; both in float32 or better.
+
+    Halved only when the factor of the loss is known, which may be the scale of a GradScaler: 1 / pixels is less than
+    float16 can hold.
+    """
     choices = Choices(bool(plan[0]), bool(plan[1]), int(plan[2]))
     logits = CoarseLogits(values, (size_hw[0], size_hw[1]), (target.shape[-2], target.shape[-1]), bool(plan[3]))
     with torch.autocast(values.device.type, enabled=False):
@@ -75,17 +79,20 @@ def _lovasz(
 @_lovasz.register_fake
 def _fake_lovasz(values: Tensor, target: Tensor, size_hw: Any, plan: Any, wanted: bool) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-    return values.new_empty((), dtype=dtype), torch.empty_like(values) if wanted else values.new_empty(0)
+    return values.new_empty((), dtype=dtype), torch.empty_like(values, dtype=dtype) if wanted else values.new_empty(
+        0, dtype=dtype
+    )
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1])
+    ctx.dtype = inputs[0].dtype
     ctx.mark_non_differentiable(output[1])
 
 
 def _gradient(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     (gradient,) = ctx.saved_tensors
-    return (grad * gradient).to(gradient.dtype), None, None, None, None
+    return (grad * gradient).to(ctx.dtype), None, None, None, None
 
 
 _lovasz.register_autograd(_gradient, setup_context=_keep)
@@ -96,12 +103,14 @@ class _Lovasz:
 
     def __init__(self, logits: CoarseLogits, target: Tensor, choices: Choices) -> None:
         self.logits, self.target, self.choices = logits, target, choices
-        self.readers = [TileReader(self._channel(c)) for c in range(logits.values.shape[1])]
+        self.reader = TileReader(
+            CoarseLogits(logits.values[:, :1], logits.size_hw, logits.crop_hw, logits.align_corners)
+        )
         self.normalizers = self._log_sum_exp() if choices.softmax else None
 
     def loss_and_gradient(self, wanted: bool) -> tuple[Tensor, Tensor]:
-        values, classes = self.logits.values, len(self.readers)
-        loss = torch.zeros((), dtype=self.readers[0].dtype, device=values.device)
+        values, classes = self.logits.values, self.logits.values.shape[1]
+        loss = torch.zeros((), dtype=self.reader.dtype, device=values.device)
         gradients, pull = [], torch.zeros((), dtype=loss.dtype, device=values.device)
         for c in range(classes):
             probs, truth, valid = self._probs(c), self._truth(c), self._valid(c)
@@ -117,19 +126,15 @@ class _Lovasz:
                     pull = pull + by_probs
                 gradients.append(self._back(c, by_probs))
         if not wanted:
-            return loss, values.new_empty(0)
+            return loss, values.new_empty(0, dtype=loss.dtype)
         if self.normalizers is not None:
             # The derivative of a softmax has a part of all classes, p_k · Σ_j G_j p_j, known only now.
             for c in range(classes):
                 gradients[c] -= self._back(c, torch.where(self._valid(c), self._probs(c) * pull, 0.0))
-        result = torch.empty_like(values)
+        result = torch.empty_like(values, dtype=loss.dtype)
         for c, gradient in enumerate(gradients):
             result[:, c] = gradient[:, 0]
         return loss, result
-
-    def _channel(self, c: int) -> CoarseLogits:
-        whole = self.logits
-        return CoarseLogits(whole.values[:, c : c + 1], whole.size_hw, whole.crop_hw, whole.align_corners)
 
     def _log_sum_exp(self) -> Tensor:
         reader = TileReader(self.logits)
@@ -141,12 +146,15 @@ class _Lovasz:
 
     def _probs(self, c: int) -> Tensor:
         """(N, H, W) probabilities of class c."""
-        reader = self.readers[c]
+        reader = self._reader(c)
         z = self._map(reader.dtype)
         for image, tile in reader:
             place = z[image, tile.rows, tile.columns]
             place.copy_(reader.read(image, tile).view_as(place))
         return z.sigmoid_() if self.normalizers is None else z.sub_(self.normalizers).exp_()
+
+    def _reader(self, c: int) -> TileReader:
+        return self.reader.with_values(self.logits.values[:, c : c + 1])
 
     def _truth(self, c: int) -> Tensor:
         return self.target[:, 0] == c if self.choices.index_planes else self.target[:, c] == 1
@@ -156,7 +164,7 @@ class _Lovasz:
 
     def _back(self, c: int, gradient: Tensor) -> Tensor:
         """(N, 1, h, w) gradient of coarse values of class c from the (N, H, W) gradient of its logits."""
-        reader = self.readers[c]
+        reader = self._reader(c)
         result = reader.empty_gradient()
         for image, tile in reader:
             of_tile = gradient[image, tile.rows, tile.columns].reshape(1, -1)

@@ -8,6 +8,7 @@ time slice of the scheduler, and a loss of 0.1 s took 6 s (two cores of an AMD E
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -60,6 +61,11 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     # It counts for the thread that says it, but also for those that will start later: they get what was before.
     torch.set_num_threads(threads)
     return pool
+
+
+if hasattr(os, "register_at_fork"):
+    # A fork has the pool, but not its threads.
+    os.register_at_fork(after_in_child=_pool.cache_clear)
 
 
 def _compute_alone() -> None:

@@ -8,6 +8,7 @@ both directions are exact, deterministic and the same for every factor.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -60,7 +61,7 @@ class CoarseLogits:
         return self.size_hw != tuple(self.values.shape[-2:])
 
     def full(self) -> Tensor:
-        """(N, C, H, W) logits in the dtype of `values`: what is never built in training."""
+        """(N, C, H, W) logits in the dtype of `values`; losses of `build_loss` and `format.decode` never build them."""
         height, width = self.shape[2:]
         values = self.values
         if self.upsampled:
@@ -94,6 +95,12 @@ class TileReader:
         self.patches_overlap = logits.upsampled
         self.tiles = list(_upsampled_tiles(logits, self.dtype) if logits.upsampled else _plain_tiles(logits))
 
+    def with_values(self, values: Tensor) -> TileReader:
+        """The same tiles of other values of the same shape."""
+        other = copy.copy(self)
+        other.values = values
+        return other
+
     def __iter__(self) -> Iterator[tuple[int, Tile]]:
         """(number of an image, tile), every tile of every image."""
         for image in range(len(self.values)):
@@ -105,8 +112,7 @@ class TileReader:
         patch = self.values[image, :, tile.coarse_rows, tile.coarse_columns]
         if tile.mix is None:
             return patch.flatten(1)
-        down, across = tile.mix
-        return torch.matmul(down, torch.matmul(patch.to(self.dtype), across)).flatten(1)
+        return _mixed(patch.to(self.dtype), *tile.mix).flatten(1)
 
     def pull_back(self, tile: Tile, of_tile: Tensor) -> Tensor:
         """(C, r, w) gradient of the coarse values of a tile from the (C, R · W) gradient of its logits."""
@@ -114,11 +120,14 @@ class TileReader:
         if tile.mix is None:
             return of_tile
         down, across = tile.mix
-        return torch.matmul(torch.matmul(down.T, of_tile), across.T)
+        return _product(down.T, of_tile, across.T)
 
     def empty_gradient(self) -> Tensor:
         """A gradient for all values, to be filled by `add_gradient` over all images and tiles."""
-        covered = not self.patches_overlap and sum(_area(t) for t in self.tiles) == self.values[0, 0].numel()
+        covered = (
+            not self.patches_overlap
+            and sum(_area(t) for t in self.tiles) == self.values.shape[2] * self.values.shape[3]
+        )
         if covered:
             return torch.empty_like(self.values)  # every number of it will be written once
         dtype = self.dtype if self.patches_overlap else self.values.dtype
@@ -131,6 +140,24 @@ class TileReader:
             place += of_patch
         else:
             place.copy_(of_patch)
+
+
+def _mixed(patch: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """(C, R, W) pixels of (C, r, w) coarse values. One that is not finite reaches the pixels that it is a part of.
+
+    In a product it would reach all, since 0 times infinity is NaN.
+    """
+    if patch.device.type == "cpu" and bool(patch.isfinite().all()):
+        return _product(down, patch, across)
+    pixels = _product(down, patch.nan_to_num(0.0, 0.0, 0.0), across)
+    wild = (patch.isposinf(), patch.isneginf(), patch.isnan())
+    above, below, unknown = (_product(down, found.to(patch.dtype), across) > 0 for found in wild)
+    pixels = pixels.masked_fill(above, torch.inf).masked_fill(below, -torch.inf)
+    return pixels.masked_fill(unknown | (above & below), torch.nan)
+
+
+def _product(down: Tensor, values: Tensor, across: Tensor) -> Tensor:
+    return torch.matmul(down, torch.matmul(values, across))
 
 
 def _area(tile: Tile) -> int:

@@ -87,7 +87,8 @@ def fit(
         loss: called as loss(logits, target); by default cross entropy plus Dice.
         monitor: one of `MONITORS`, decides which epoch is best.
         patience: stop after so many validations without improvement; None never stops early.
-        precision: `auto` is bf16 on CUDA and float32 elsewhere; else any precision of `lightning.Trainer`.
+        precision: `auto` is bf16 on CUDA (fp16 on GPUs without it) and float32 elsewhere; else any precision of
+            `lightning.Trainer`.
         device: auto, cpu, cuda or mps.
         devices, nodes: how many, as `lightning.Trainer` takes them.
         clip_norm: largest norm of the gradient, None for no limit.
@@ -259,11 +260,12 @@ def _quiet_lightning() -> Iterator[None]:
 def _determinism_restored() -> Iterator[None]:
     """Lightning's `deterministic` sets torch for the rest of the process; here it ends with the run."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
     # It would write to all new memory before it is used: an aid against mistakes that costs a pass over every tensor.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    memory.fill_uninitialized_memory = False
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        memory.fill_uninitialized_memory = fill

@@ -10,6 +10,8 @@ import torch
 from segkit.formats.mask_format import MaskFormat
 from segkit.losses.base import admit, check_number
 from segkit.losses.build import LOSSES
+from segkit.ops.loss_tiles import TileLoss
+from segkit.ops.lovasz import lovasz_weights
 
 WILD = (math.inf, -math.inf, math.nan, 1e30)
 
@@ -97,6 +99,13 @@ def test_no_loss_reads_values_back(make_loss, format, make_pair):
     logits, target = (t.to("meta") for t in make_pair(format))
     loss = make_loss(format).to("meta")
     assert loss(logits, target).shape == ()
+    # On `meta` the operators above say shapes alone; this is what they run.
+    tile = TileLoss(format.choices, format.num_classes, 2.0, 0.0, None, overlap=True)
+    z, planes = logits[0].flatten(1), target[0].flatten(1)
+    sums, normalizer = tile.forward(z, planes)
+    assert tile.backward(z, planes, normalizer, sums).shape == z.shape
+    valid = planes[0] != format.ignore_index
+    assert lovasz_weights(z[0], valid, valid).shape == z[0].shape
 
 
 def test_order_of_pixels_and_memory_do_not_matter(make_loss, format, make_pair):

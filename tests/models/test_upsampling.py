@@ -72,3 +72,24 @@ def test_a_failure_within_leaves_the_network_as_it_was():
     with pytest.raises(ValueError, match="batch_size of 2"):
         model.coarse_logits(IMAGES[:1])
     assert model.network.segmentation_head[1].deferred is False
+
+
+def test_two_users_at_a_time_leave_the_upsampling_on():
+    last = make("fpn")._last_upsampling
+    first, second = last.left_out(), last.left_out()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert last.module.deferred is False
+
+
+def test_a_forward_of_ones_own_is_left_alone():
+    """What follows the head there may not be a thing to do at low resolution."""
+    import segmentation_models_pytorch as smp
+
+    class Sharper(smp.FPN):
+        def forward(self, x):
+            return super().forward(x).softmax(1).log()
+
+    assert find_last_upsampling(Sharper("resnet18", encoder_weights=None, classes=3)) is None

@@ -48,6 +48,11 @@ def test_a_prediction_of_none_is_a_miss_and_no_false_alarm():
     assert count_indices(pred, target, 2, IGNORED).tolist() == [[[1, 0, 0, 1], [0, 0, 1, 1]]]
 
 
+def test_a_negative_prediction_is_no_class():
+    pred = torch.tensor([[[[-1, 1]]]], dtype=torch.int32)
+    assert count_indices(pred, torch.ones((1, 1, 1, 2), dtype=torch.uint8), 2, IGNORED)[0, 1].tolist() == [1, 0, 1, 0]
+
+
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
 @pytest.mark.parametrize("classes", [1, 2, 19])
 def test_index_counts_pixel_by_pixel(classes, dtype):

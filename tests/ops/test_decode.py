@@ -61,3 +61,19 @@ def test_a_threshold_is_compared_with_all_digits():
     logits = torch.full((1, 1, 1, 2), 0.1, dtype=torch.bfloat16)
     assert decode_above(CoarseLogits.of(logits), [0.1], torch.uint8).flatten().tolist() == [1, 1]
     assert decode_above(CoarseLogits.of(logits), [0.1001], torch.uint8).flatten().tolist() == [0, 0]
+    assert decode_indices(CoarseLogits.of(logits), torch.uint8, 0.1, 255).flatten().tolist() == [0, 0]
+    assert decode_indices(CoarseLogits.of(logits), torch.uint8, 0.1001, 255).flatten().tolist() == [255, 255]
+
+
+@pytest.mark.parametrize("wild", [math.inf, -math.inf, math.nan])
+def test_a_value_that_is_not_finite_reaches_the_pixels_it_is_a_part_of(wild):
+    values = random_logits(dtype=torch.float64)
+    values[0, 2, 1, 3] = wild
+    coarse = CoarseLogits(values, (24, 36), None, False)
+    full = F.interpolate(values, (24, 36), mode="bilinear", align_corners=False)
+    decoded = decode_indices(coarse, torch.uint8).long()
+    clear = full.isfinite().all(1, keepdim=True)
+    assert 0 < (~clear).sum() < 100
+    assert torch.equal(decoded[clear], full.max(1, keepdim=True).indices[clear])
+    # F.interpolate also says NaN where the value has no weight at all.
+    assert (decoded[full[:, 2:3].isposinf()] == 2).all()

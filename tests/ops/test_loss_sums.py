@@ -128,16 +128,47 @@ def test_any_size(size_hw, factor, crop, classes, kind, align_corners, seed):
 
 
 @pytest.mark.parametrize("wild", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("factor", [1, 4])
 @pytest.mark.parametrize("choices", KINDS.values(), ids=KINDS.keys())
-def test_ignored_logits_may_be_anything(choices, wild):
-    values, full, target = make_pair(choices, 3)
+def test_ignored_logits_may_be_anything(choices, factor, wild):
+    values, full, target = make_pair(choices, 3, factor=factor)
     with torch.no_grad():
         values[0, :2, 1] = wild
+    target[0, :, : 3 * factor] = IGNORED  # all that line 1 is a part of
     sums = loss_sums(CoarseLogits(values, full), target, choices, PixelTerm())
     (gradient,) = torch.autograd.grad(sum(s.sum() for s in sums), values)
     assert all(s.isfinite().all() for s in sums)
     assert gradient.isfinite().all()
     assert (gradient[0, :, 1] == 0).all()
+    assert (gradient[0, :, 3:] != 0).any()
+
+
+def test_many_confident_pixels_are_summed_with_all_digits():
+    """Added one by one in float32, 0.9 of 131072 pixels lose a thousandth."""
+    logit = math.log(9.0)  # probability 0.9 of the first of two classes
+    values = torch.tensor([logit, 0.0]).view(1, 2, 1, 1).expand(1, 2, 400, 401).contiguous()
+    target = torch.zeros((1, 1, 400, 401), dtype=torch.uint8)
+    sums = loss_sums(CoarseLogits.of(values), target, KINDS["softmax"], PixelTerm())
+    assert sums.both[0].item() == pytest.approx(0.9 * 400 * 401, rel=1e-6)
+    assert sums.probs.tolist() == pytest.approx([0.9 * 400 * 401, 0.1 * 400 * 401], rel=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+@pytest.mark.parametrize("choices", KINDS.values(), ids=KINDS.keys())
+def test_confident_pixels_keep_their_digits(choices, offset, gamma):
+    """Also where all logits of a softmax share an offset, which says nothing."""
+    logits = torch.tensor([10.0, 0.0, -3.0] if choices.softmax else [12.0, -12.0, 9.0]).view(1, 3, 1, 1)
+    logits = (logits + (offset if choices.softmax else 0.0)).requires_grad_()
+    planes = [[0]] if choices.index_planes else [[1], [0], [1]]
+    target = torch.tensor(planes, dtype=torch.uint8).view(1, -1, 1, 1)
+    results = []
+    for values, way in ((logits, loss_sums), (logits.detach().double().requires_grad_(), reference_sums)):
+        sums = way(CoarseLogits.of(values), target, choices, PixelTerm(gamma=gamma))
+        results.append((sums.term.double(), torch.autograd.grad(sums.term, values)[0].double()))
+    (value, gradient), (exact, exact_gradient) = results
+    assert value.item() == pytest.approx(exact.item(), rel=2e-2)
+    assert torch.allclose(gradient, exact_gradient, rtol=2e-2, atol=0)
 
 
 @pytest.mark.parametrize("choices", KINDS.values(), ids=KINDS.keys())

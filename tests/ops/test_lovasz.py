@@ -61,9 +61,11 @@ def test_the_size_of_tiles_changes_nothing(monkeypatch, choices):
 
 
 @pytest.mark.parametrize("wild", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("factor", [1, 4])
 @pytest.mark.parametrize("choices", KINDS.values(), ids=KINDS.keys())
-def test_ignored_logits_may_be_anything(choices, wild):
-    values, full, target = make_pair(choices, 3)
+def test_ignored_logits_may_be_anything(choices, factor, wild):
+    values, full, target = make_pair(choices, 3, factor=factor)
+    target[0, :, : 3 * factor] = 255  # all that line 1 is a part of
     expected = lovasz_loss(CoarseLogits(values.detach().clone(), full), target, choices)
     with torch.no_grad():
         values[0, :2, 1] = wild
@@ -72,6 +74,17 @@ def test_ignored_logits_may_be_anything(choices, wild):
     assert torch.equal(loss, expected)
     assert gradient.isfinite().all()
     assert (gradient[0, :, 1] == 0).all()
+
+
+@pytest.mark.parametrize("choices", KINDS.values(), ids=KINDS.keys())
+def test_the_scale_of_a_float16_run_keeps_small_gradients(choices):
+    """1 / pixels is less than float16 holds, and the scale more: only their product is to be rounded."""
+    values, full, target = make_pair(choices, 2, (64, 96))
+    (expected,) = torch.autograd.grad(lovasz_loss(CoarseLogits(values, full), target, choices), values)
+    half = values.detach().half().requires_grad_()
+    (scaled,) = torch.autograd.grad(lovasz_loss(CoarseLogits(half, full), target, choices) * 2.0**16, half)
+    assert scaled.dtype == torch.float16
+    assert torch.allclose(scaled.double() / 2**16, expected, rtol=0.02, atol=1e-6)
 
 
 def test_the_gradient_is_made_only_where_it_is_wanted():

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import select
 import threading
 
 import pytest
@@ -61,6 +63,20 @@ def test_few_results_wait(threads):
     next(results)
     assert len(begun) <= 2 * threads + 1
     results.close()
+
+
+def test_a_fork_makes_threads_of_its_own(threads):
+    """It has the parent's pool, but none of its threads: what it hands to them would wait for ever."""
+    list(in_order(abs, [1, 2], CPU))
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        found = [abs(item) for item in in_order(abs, [-1, -2, -3], CPU)]
+        os.write(writer, bytes(found))
+        os._exit(0)
+    assert select.select([reader], [], [], 60)[0], "the fork hangs"
+    assert os.read(reader, 10) == bytes([1, 2, 3])
+    os.waitpid(child, 0)
 
 
 def _loss_bits() -> bytes:

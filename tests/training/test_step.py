@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from segmentation_models_pytorch.base import SegmentationHead
+from segmentation_models_pytorch.base import SegmentationHead, SegmentationModel
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -41,16 +41,17 @@ def batch(format):
     return images, target
 
 
-class Tiny(nn.Module):
+class Tiny(SegmentationModel):
     """A quarter of the resolution, and the head that segmentation-models-pytorch puts on such decoders."""
+
+    requires_divisible_input_shape = False
 
     def __init__(self, encoder_name, encoder_weights, in_channels: int, classes: int) -> None:
         super().__init__()
-        self.decoder = nn.Conv2d(in_channels, 6, 5, stride=4, padding=2)
+        self.encoder = nn.Conv2d(in_channels, 6, 5, stride=4, padding=2)
+        self.decoder = nn.ReLU()
         self.segmentation_head = SegmentationHead(6, classes, upsampling=4)
-
-    def forward(self, x):
-        return self.segmentation_head(self.decoder(x).relu())
+        self.classification_head = None
 
 
 def model_of(format):

@@ -123,8 +123,6 @@ def _overhead(settings: Settings) -> Row:
             out = Path(folder) / f"run{number}"
             fit(model, data, out=out, loss=loss, device=str(settings.device), callbacks=[clock], **options)
             model.to(settings.device).train()
-            # What `fit` asks of torch would else slow the bare loop down as well, and hide what it costs.
-            torch.use_deterministic_algorithms(False)
             entries[1].samples.append(1000.0 * _interval_s(clock.done_s))
     return Row("step", title, "ms", entries, baseline).relate()
 
