@@ -132,7 +132,7 @@ class TrainConfig(Section):
     devices: PositiveInt | Literal["auto"] = 1
     nodes: PositiveInt = 1
     channels_last: bool = True
-    compile: bool | Literal["default", "reduce-overhead", "max-autotune"] = False
+    compile: Literal["default", "reduce-overhead", "max-autotune"] | bool = False
     workers: int | None = Field(None, ge=0)
 
 

@@ -147,6 +147,8 @@ def _copy_in_memory(source: Source, max_gib: float | None) -> DecodedCopy:
     # Of one user, and read by nobody else: everybody may write into shared memory.
     home = SHARED_MEMORY / f"segkit-{os.getuid()}"
     home.mkdir(mode=0o700, exist_ok=True)
+    if home.is_symlink() or home.stat().st_uid != os.getuid():
+        raise _NoSharedMemory(f"{home} belongs to another user")
     origin = source.origin()
 
     def build(folder: Path) -> None:
@@ -195,5 +197,5 @@ def _remove_outdated(home: Path, origin: Origin) -> None:
     """Remove copies of the same images that no longer agree with the files, unless they are in use."""
     for other in home.glob(f"{glob.escape(origin.family)}*"):
         index = read_index(other) if other.name != origin.name else None
-        if index is not None and is_outdated(index["origin"]):
+        if index is not None and "origin" in index and is_outdated(index["origin"]):
             remove_unused(other)

@@ -162,6 +162,7 @@ def read_index(folder: Path) -> dict[str, Any] | None:
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         whole = all((folder / name).stat().st_size == size for name, size in index["sizes"].items())
-    except (OSError, ValueError, LookupError):
+        whole &= index.keys() >= {"sizes", "packed", "samples"}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
     return index if whole else None

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -101,11 +101,18 @@ class Segmenter(nn.Module):
             # Not part of the state dict: weights stay interchangeable with the bare network's.
             self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
+    @overload
+    def forward(self, images: Tensor) -> Tensor: ...
+
+    @overload
+    def forward(self, images: Tensor, coarse: bool) -> Tensor | CoarseLogits: ...
+
+    def forward(self, images: Tensor, coarse: bool = False) -> Tensor | CoarseLogits:
         """Logits of images at their own size.
 
         Args:
             images: (N, B, H, W) as stored, uint8, uint16 or float; any height and width.
+            coarse: give them as `coarse_logits` does; through this door also where the model is wrapped, as for DDP.
 
         Returns:
             (N, C, H, W) float logits; in bfloat16 or float16 under autocast.
@@ -113,13 +120,17 @@ class Segmenter(nn.Module):
         Raises:
             ValueError: wrong number of bands, or a batch of one where BatchNorm needs two.
         """
-        return self.coarse_logits(images).full()
+        logits = self._compute(images)
+        return logits if coarse else logits.full()
 
     def coarse_logits(self, images: Tensor) -> CoarseLogits:
-        """`forward` without the upsampling that ends the network: losses and `format.decode` do it piece by piece.
+        """Logits before the upsampling that ends the network: losses and `format.decode` do it piece by piece.
 
         Upsampled logits are the largest tensor of a training step, and every number in them is a mixture of four.
         """
+        return cast(CoarseLogits, self(images, coarse=True))
+
+    def _compute(self, images: Tensor) -> CoarseLogits:
         height, width = images.shape[-2:]
         padded = pad_to_stride(self.normalize(images), self.stride, self.min_side)
         # Whole networks in half precision (bf16-true) take their own type; autocast leaves weights in float32.

@@ -80,10 +80,8 @@ def _count_index_image(pred: Tensor, target: Tensor, num_classes: int, ignore_in
     # Bin num_classes: no class; num_classes + 1 of the target: ignored. A CPU does many small integers at once.
     if target.dtype == torch.uint8 and num_classes + 1 > 255:
         target = target.to(torch.int16)
-    p = pred[0].clamp_max(num_classes)
-    if p.dtype != torch.uint8:
-        p = p.masked_fill_(p < 0, num_classes)
-    t = target[0].clamp_max(num_classes).add_((target[0] == ignore_index).view(torch.uint8))
+    p, t = (_known(planes[0], num_classes) for planes in (pred, target))
+    t = t.add_((target[0] == ignore_index).view(torch.uint8))
     if num_classes <= _MAX_PAIR_CLASSES:
         counted = _count_pairs(t, p, num_classes + 1)[:-1]
         tp, predicted, truth = counted.diagonal(), counted.sum(0), counted.sum(1)
@@ -95,6 +93,12 @@ def _count_index_image(pred: Tensor, target: Tensor, num_classes: int, ignore_in
     known = truth.sum()
     tp, fp, fn = tp[:num_classes], (predicted - tp)[:num_classes], (truth - tp)[:num_classes]
     return torch.stack([tp, fp, fn, known - tp - fp - fn], dim=1)
+
+
+def _known(plane: Tensor, num_classes: int) -> Tensor:
+    """A copy in which whatever is no class is `num_classes`."""
+    known = plane.clamp_max(num_classes)
+    return known if plane.dtype == torch.uint8 else known.masked_fill_(plane < 0, num_classes)
 
 
 def _count_pairs(target: Tensor, pred: Tensor, bins: int) -> Tensor:

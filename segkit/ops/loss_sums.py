@@ -2,10 +2,10 @@
 
 From (N, C, H, W) logits against (N, P, H, W) planes come a few numbers: Σ w·f of one pixel term, and Σ p·t, Σ p, Σ t
 of each class. Whole tensors of probabilities, one-hot masks or per-pixel losses are never built: tiles of them are,
-at a size that stays in the CPU's cache (`segkit.ops.loss_tiles`, the definition). What stays from forward to backward
-is one number per pixel, log Σ exp of its logits above their largest; peak memory is the gradient and little more.
-Logits that a network would upsample last are upsampled tile by tile (`segkit.ops.upsample`). On CUDA,
-`segkit.ops.loss_sums_triton` computes the same in one pass over the logits each way; `backend_of` tells which one runs.
+at a size that stays in the CPU's cache (`segkit.ops.loss_tiles`, the definition). Nothing stays from forward to
+backward; peak memory is the gradient and little more. Logits that a network would upsample last are upsampled tile by
+tile (`segkit.ops.upsample`). On CUDA, `segkit.ops.loss_sums_triton` computes the same in one pass over the logits each
+way, and keeps one number per pixel, log Σ exp of its logits; `backend_of` tells which one runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from segkit.ops.backend import Backend, runs_triton
-from segkit.ops.loss_tiles import Choices, TileLoss
+from segkit.ops.loss_tiles import Choices, TileLoss, check_planes, refuse_second_derivative
 from segkit.ops.parallel import in_order
 from segkit.ops.upsample import CoarseLogits, Tile, TileReader
 
@@ -108,14 +108,15 @@ class _Plan(NamedTuple):
 def _sums(
     values: Tensor, target: Tensor, class_weights: Tensor | None, size_hw: list[int], plan: list[float]
 ) -> tuple[Tensor, Tensor]:
-    """(2 + 3 C,) sums in the order of `LossSums`, and (N, H, W) log Σ exp of each pixel, (0,) for sigmoids."""
+    """(2 + 3 C,) sums in the order of `LossSums`; (N, H, W) log Σ exp that kernels keep for the way back, else (0,)."""
     choice = _Plan(*plan)
     logits, loss = choice.logits(values, target, size_hw), choice.tile_loss(values, class_weights)
     if backend_of(values, target) == "triton":
         from segkit.ops.loss_sums_triton import forward
 
         return forward(logits, target, loss)
-    return _sum_tiles(logits, target, loss)
+    sums = _sum_tiles(logits, target, loss)
+    return sums, sums.new_empty(0)
 
 
 @torch.library.custom_op("segkit::loss_sums_backward", mutates_args=())
@@ -135,13 +136,14 @@ def _sums_backward(
         from segkit.ops.loss_sums_triton import backward
 
         return backward(logits, target, loss, normalizers, grad)
-    return _gradient_of_tiles(logits, target, loss, normalizers, grad)
+    return _gradient_of_tiles(logits, target, loss, grad)
 
 
 @_sums.register_fake
 def _fake_sums(values: Tensor, target: Tensor, weights: Any, size_hw: Any, plan: list[float]) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if values.dtype == torch.float64 else torch.float32
-    pixels = (len(target), *target.shape[2:]) if plan[0] else (0,)
+    kept = plan[0] and backend_of(values, target) == "triton"
+    pixels = (len(target), *target.shape[2:]) if kept else (0,)
     return values.new_empty(2 + 3 * values.shape[1], dtype=dtype), values.new_empty(pixels, dtype=dtype)
 
 
@@ -158,6 +160,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _gradient(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    refuse_second_derivative()
     return _sums_backward(grad, *ctx.saved_tensors, *ctx.numbers), None, None, None, None
 
 
@@ -167,18 +170,12 @@ _sums.register_autograd(_gradient, setup_context=_keep)
 # The definition ----------------------------------------------------------------------------------------------
 
 
-def _sum_tiles(logits: CoarseLogits, target: Tensor, loss: TileLoss) -> tuple[Tensor, Tensor]:
+def _sum_tiles(logits: CoarseLogits, target: Tensor, loss: TileLoss) -> Tensor:
+    check_planes(target, loss.choices, loss.num_classes)
     reader, device = TileReader(logits), logits.values.device
-    pixels = (len(target), *target.shape[2:]) if loss.choices.softmax else (0,)
-    normalizers = torch.empty(pixels, dtype=reader.dtype, device=device)
 
     def sums_of(place: tuple[int, Tile]) -> Tensor:
-        image, tile = place
-        sums, normalizer = loss.forward(reader.read(image, tile), _planes(target, image, tile))
-        if normalizer is not None:
-            kept = normalizers[image, tile.rows, tile.columns]
-            kept.copy_(normalizer.view_as(kept))
-        return sums
+        return loss.forward(reader.read(*place), _planes(target, *place))
 
     # Tiles are added in float64 where the device has it: float32 stops counting at 2^24 pixels.
     wide = torch.float32 if device.type == "mps" else torch.float64
@@ -186,19 +183,19 @@ def _sum_tiles(logits: CoarseLogits, target: Tensor, loss: TileLoss) -> tuple[Te
     with torch.autocast(device.type, enabled=False):
         for sums in in_order(sums_of, reader, device):
             total += sums
-    return total.to(reader.dtype), normalizers
+    return total.to(reader.dtype)
 
 
-def _gradient_of_tiles(
-    logits: CoarseLogits, target: Tensor, loss: TileLoss, normalizers: Tensor, grad: Tensor
-) -> Tensor:
+def _gradient_of_tiles(logits: CoarseLogits, target: Tensor, loss: TileLoss, grad: Tensor) -> Tensor:
     reader, device = TileReader(logits), logits.values.device
     result = reader.empty_gradient()
 
     def gradient_of(place: tuple[int, Tile]) -> tuple[int, Tile, Tensor] | None:
         image, tile = place
-        normalizer = normalizers[image, tile.rows, tile.columns].flatten() if loss.choices.softmax else None
-        of_tile = loss.backward(reader.read(image, tile), _planes(target, image, tile), normalizer, grad)
+        out = reader.matrix_of(result, image, tile)
+        of_tile = loss.backward(reader.read(image, tile), _planes(target, image, tile), grad, out)
+        if out is not None:
+            return None
         of_patch = reader.pull_back(tile, of_tile)
         if reader.patches_overlap:
             return image, tile, of_patch

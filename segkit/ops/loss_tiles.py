@@ -38,6 +38,32 @@ class Choices(NamedTuple):
     ignore_index: int
 
 
+def check_planes(target: Tensor, choices: Choices, num_classes: int) -> None:
+    """Refuse planes that say what no class is. Only on a CPU: a GPU would have to be waited for.
+
+    Raises:
+        ValueError: names the values.
+    """
+    if target.device.type != "cpu":
+        return
+    count = num_classes if choices.index_planes else 2
+    strange = (target != choices.ignore_index) & ((target >= count) | (target < 0))
+    if strange.any():
+        raise ValueError(
+            f"target holds {sorted(set(target[strange].tolist()))[:5]}, expected 0 to {count - 1}, and "
+            f"{choices.ignore_index} where ignored. Read masks with a codec, which turns values on disk into those."
+        )
+
+
+def refuse_second_derivative() -> None:
+    """Called in a backward pass: it is recorded only for a derivative of the derivative, which is not defined here."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "segkit's losses can be differentiated once, and create_graph=True asks for more. For second derivatives "
+            "write a loss with the verbs of the format, such as `format.log_likelihood`."
+        )
+
+
 class TileLoss:
     """Sums over one tile, and the gradient of its logits.
 
@@ -59,33 +85,30 @@ class TileLoss:
         self.choices, self.num_classes = choices, num_classes
         self.gamma, self.smoothing, self.class_weights, self.overlap = gamma, smoothing, class_weights, overlap
 
-    def forward(self, z: Tensor, planes: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Sums of a tile.
+    def forward(self, z: Tensor, planes: Tensor) -> Tensor:
+        """(2 + 3 C,) sums of a tile in the order of `LossSums`.
 
         Args:
             z: (C, n) logits in any float type.
             planes: (P, n).
-
-        Returns:
-            (2 + 3 C,) sums in the order of `LossSums`; and for softmax (n,) log Σ exp (z - max z) of each pixel,
-            infinite where ignored, NaN where ignored logits must be hidden.
         """
         return self._softmax_forward(z, planes[0]) if self.choices.softmax else self._sigmoid_forward(z, planes)
 
-    def backward(self, z: Tensor, planes: Tensor, normalizer: Tensor | None, grad: Tensor) -> Tensor:
-        """(C, n) gradient of the logits from the (2 + 3 C,) gradient of the sums; a new tensor."""
-        if normalizer is not None:
-            return self._softmax_backward(z, planes[0], normalizer, grad)
-        return self._sigmoid_backward(z, planes, grad)
+    def backward(self, z: Tensor, planes: Tensor, grad: Tensor, out: Tensor | None = None) -> Tensor:
+        """(C, n) gradient of the logits from the (2 + 3 C,) gradient of the sums.
+
+        Args:
+            out: (C, n) memory for it in the dtype of the computation, None for new memory.
+        """
+        if self.choices.softmax:
+            return self._softmax_backward(z, planes[0], grad, out)
+        return self._sigmoid_backward(z, planes, grad, out)
 
     # Softmax -------------------------------------------------------------------------------------------
 
-    def _softmax_forward(self, z: Tensor, plane: Tensor) -> tuple[Tensor, Tensor]:
+    def _softmax_forward(self, z: Tensor, plane: Tensor) -> Tensor:
         truth, valid = self._truth_of(plane)
-        top = at_least_float32(z.amax(0))
-        p = z - top
-        hidden = ~valid & ~top.isfinite()
-        _fill(p, hidden, 0.0)
+        p = self._below_highest(z, valid)
         at_truth = p.gather(0, truth[None])[0]
         spread = p.mean(0) if self.smoothing else None
         total = p.exp_().sum(0)
@@ -103,20 +126,19 @@ class TileLoss:
         if self.overlap:
             both = torch.where(valid, (at_truth - log_total).exp(), 0.0)
             # Not a matrix product: it adds number by number, and float32 loses a thousandth of a large tile.
-            sums += [self._by_class(counted, both), p.mul_(torch.where(valid, total.reciprocal(), 0.0)).sum(1)]
+            sums += [self._by_class(counted, both), p.mul_(_shares(total, valid)).sum(1)]
         else:
             sums += [p.new_zeros(2 * self.num_classes)]
         sums.append(self._by_class(counted, torch.ones_like(total)))
-        normalizer = torch.where(valid, log_total, torch.inf).masked_fill_(hidden, torch.nan)
-        return torch.cat(sums), normalizer
+        return torch.cat(sums)
 
-    def _softmax_backward(self, z: Tensor, plane: Tensor, normalizer: Tensor, grad: Tensor) -> Tensor:
+    def _softmax_backward(self, z: Tensor, plane: Tensor, grad: Tensor, out: Tensor | None) -> Tensor:
+        # The sums of exponentials are made again: kept, they would be the largest tensor beside the gradient.
         truth, valid = self._truth_of(plane)
-        # The largest logit first: together with it, log Σ exp would lose the digits that tell p from 1.
-        log_p = (z - at_least_float32(z.amax(0))).sub_(normalizer)
-        log_p_truth = log_p.gather(0, truth[None])[0] if self.gamma else None
-        p = log_p.exp_()  # 0 where ignored
-        _fill(p, ~valid & normalizer.isnan(), 0.0)
+        p = self._below_highest(z, valid)
+        below = p.gather(0, truth[None])[0] if self.gamma else None
+        total = p.exp_().sum(0)
+        p.mul_(_shares(total, valid))  # 0 where ignored
         factor, at_truth = p.new_zeros(()), p.new_zeros(())
         by_class = None
         if self.overlap:
@@ -126,14 +148,28 @@ class TileLoss:
             at_truth = of_truth
         if self.gamma is not None:
             slope = grad[0] * self._index_weights(truth, valid, p.dtype)
-            if log_p_truth is not None:
-                slope = torch.where(valid, slope * self._slope(log_p_truth, -torch.expm1(log_p_truth)), 0.0)
+            if below is not None:
+                log_p = below - total.log()
+                slope = torch.where(valid, slope * self._slope(log_p, -torch.expm1(log_p)), 0.0)
             factor = factor + slope
             at_truth = at_truth - (1.0 - self.smoothing) * slope
-        result = p.mul_(factor if by_class is None else by_class[:, None] + factor)
+        if by_class is None:
+            result = torch.mul(p, factor, out=out)
+        else:
+            result = torch.add(by_class[:, None], factor, out=out).mul_(p)
         if self.gamma is not None and self.smoothing:
             result -= slope * (self.smoothing / self.num_classes)
         return result.scatter_add_(0, truth[None], at_truth[None])
+
+    def _below_highest(self, z: Tensor, valid: Tensor) -> Tensor:
+        """(C, n) z - max z, 0 where ignored logits must be hidden.
+
+        The largest logit goes first: together with it, log Σ exp would lose the digits that tell p from 1.
+        """
+        highest = at_least_float32(z.amax(0))
+        below = z - highest
+        _fill(below, ~valid & ~highest.isfinite(), 0.0)
+        return below
 
     def _truth_of(self, plane: Tensor) -> tuple[Tensor, Tensor]:
         """(n,) int64 class indices, 0 where ignored, and (n,) bool where not."""
@@ -158,7 +194,7 @@ class TileLoss:
 
     # Sigmoid -------------------------------------------------------------------------------------------
 
-    def _sigmoid_forward(self, z: Tensor, planes: Tensor) -> tuple[Tensor, None]:
+    def _sigmoid_forward(self, z: Tensor, planes: Tensor) -> Tensor:
         z, truth, valid = self._hide(z, planes)
         counts = truth.sum(1)
         sums = [z.new_zeros(2)]
@@ -174,22 +210,22 @@ class TileLoss:
             sums += [(p * truth).sum(1), p.sum(1)]
         else:
             sums += [z.new_zeros(2 * self.num_classes)]
-        return torch.cat([*sums, counts]), None
+        return torch.cat([*sums, counts])
 
-    def _sigmoid_backward(self, z: Tensor, planes: Tensor, grad: Tensor) -> Tensor:
+    def _sigmoid_backward(self, z: Tensor, planes: Tensor, grad: Tensor, out: Tensor | None) -> Tensor:
         z, truth, valid = self._hide(z, planes)
         p = z.sigmoid()
         result = None
         if self.overlap:
             grad_both, grad_probs = (part[:, None] for part in grad[2:].split(self.num_classes)[:2])
-            result = torch.addcmul(grad_probs, truth, grad_both).mul_(torch.addcmul(p, p, p, value=-1.0))
+            result = torch.addcmul(grad_probs, truth, grad_both, out=out).mul_(torch.addcmul(p, p, p, value=-1.0))
         if self.gamma is not None:
             slope = grad[0] if self.class_weights is None else grad[0] * self._map_weights(truth)
             if self.gamma:
                 slope = slope * self._slope(self._bernoulli(z, truth, valid), self._bernoulli_miss(z, truth))
             # At ignored pixels both are 0.
-            wrong = p.sub_(truth if not self.smoothing else self._smoothed(truth, valid)).mul_(slope)
-            result = wrong if result is None else result.add_(wrong)
+            wrong = p.sub_(truth if not self.smoothing else self._smoothed(truth, valid))
+            result = torch.mul(wrong, slope, out=out) if result is None else result.add_(wrong.mul_(slope))
         assert result is not None
         return result
 
@@ -283,6 +319,11 @@ def _replace(z: Tensor, valid: Tensor, shares: Tensor) -> Tensor:
 def _as_numbers(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """0 and 1 of a bool mask. By way of uint8, which is four times as fast on a CPU as converting bools."""
     return mask.view(torch.uint8).to(dtype)
+
+
+def _shares(total: Tensor, valid: Tensor) -> Tensor:
+    """(n,) 1 / Σ exp, 0 where ignored."""
+    return torch.where(valid, total.reciprocal(), 0.0)
 
 
 def _fill(values: Tensor, where: Tensor, value: float) -> None:

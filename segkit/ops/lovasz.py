@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from segkit.ops.choices import at_least_float32
-from segkit.ops.loss_tiles import Choices
+from segkit.ops.loss_tiles import Choices, check_planes, refuse_second_derivative
 from segkit.ops.upsample import CoarseLogits, TileReader
 
 
@@ -72,6 +72,7 @@ def _lovasz(
     """
     choices = Choices(bool(plan[0]), bool(plan[1]), int(plan[2]))
     logits = CoarseLogits(values, (size_hw[0], size_hw[1]), (target.shape[-2], target.shape[-1]), bool(plan[3]))
+    check_planes(target, choices, values.shape[1])
     with torch.autocast(values.device.type, enabled=False):
         return _Lovasz(logits, target, choices).loss_and_gradient(wanted)
 
@@ -91,6 +92,7 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _gradient(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    refuse_second_derivative()
     (gradient,) = ctx.saved_tensors
     return (grad * gradient).to(ctx.dtype), None, None, None, None
 
@@ -111,7 +113,8 @@ class _Lovasz:
     def loss_and_gradient(self, wanted: bool) -> tuple[Tensor, Tensor]:
         values, classes = self.logits.values, self.logits.values.shape[1]
         loss = torch.zeros((), dtype=self.reader.dtype, device=values.device)
-        gradients, pull = [], torch.zeros((), dtype=loss.dtype, device=values.device)
+        gradient = torch.empty_like(values, dtype=loss.dtype) if wanted else values.new_empty(0, dtype=loss.dtype)
+        pull = torch.zeros((), dtype=loss.dtype, device=values.device)
         for c in range(classes):
             probs, truth, valid = self._probs(c), self._truth(c), self._valid(c)
             errors = torch.where(truth, 1.0 - probs, probs)
@@ -124,17 +127,13 @@ class _Lovasz:
                     by_probs *= torch.where(valid, 1.0 - probs, 0.0)
                 else:
                     pull = pull + by_probs
-                gradients.append(self._back(c, by_probs))
-        if not wanted:
-            return loss, values.new_empty(0, dtype=loss.dtype)
-        if self.normalizers is not None:
+                gradient[:, c : c + 1] = self._back(c, by_probs)
+        if wanted and self.normalizers is not None:
             # The derivative of a softmax has a part of all classes, p_k · Σ_j G_j p_j, known only now.
             for c in range(classes):
-                gradients[c] -= self._back(c, torch.where(self._valid(c), self._probs(c) * pull, 0.0))
-        result = torch.empty_like(values, dtype=loss.dtype)
-        for c, gradient in enumerate(gradients):
-            result[:, c] = gradient[:, 0]
-        return loss, result
+                of_all = torch.where(self._valid(c), self._probs(c) * pull, 0.0)
+                gradient[:, c : c + 1] -= self._back(c, of_all)
+        return loss, gradient
 
     def _log_sum_exp(self) -> Tensor:
         reader = TileReader(self.logits)

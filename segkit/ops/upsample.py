@@ -133,6 +133,14 @@ class TileReader:
         dtype = self.dtype if self.patches_overlap else self.values.dtype
         return torch.zeros_like(self.values, dtype=dtype)
 
+    def matrix_of(self, gradient: Tensor, image: int, tile: Tile) -> Tensor | None:
+        """(C, R · W) memory of `gradient` that is the tile's alone; None where none has that shape and dtype."""
+        if self.patches_overlap or gradient.dtype != self.dtype:
+            return None
+        place = gradient[image, :, tile.rows, tile.columns]
+        matrix = place.flatten(1)
+        return matrix if matrix.data_ptr() == place.data_ptr() else None
+
     def add_gradient(self, gradient: Tensor, image: int, tile: Tile, of_patch: Tensor) -> None:
         """Put what `pull_back` gave where the coarse values of the tile are; one after the other if patches overlap."""
         place = gradient[image, :, tile.coarse_rows, tile.coarse_columns]

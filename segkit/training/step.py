@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from segkit.models.segmenter import Segmenter
 from segkit.ops.upsample import CoarseLogits
 
 
-def training_loss(model: Segmenter, loss: Callable[..., Tensor], images: Tensor, target: Tensor) -> Tensor:
+def training_loss(model: nn.Module, loss: Callable[..., Tensor], images: Tensor, target: Tensor) -> Tensor:
     """Loss of a batch. Every training path calls this and nothing else.
 
     Args:
+        model: a `Segmenter`, also as DDP or `torch.compile` wraps it; or any network that gives (N, C, H, W) logits.
         loss: called as loss(logits, target). One that has `takes_coarse_logits`, as those of `build_loss` have, gets
             the logits before the upsampling that ends the network, and full-resolution logits are never built; any
             other gets a tensor of (N, C, H, W) logits.
@@ -23,7 +23,10 @@ def training_loss(model: Segmenter, loss: Callable[..., Tensor], images: Tensor,
     Returns:
         Scalar float. The model's stride padding is cropped away before, so it is never trained on.
     """
-    return loss_of(loss, model.coarse_logits(images), target)
+    # Wrappers keep the model as `module`, and do their part in `forward` alone.
+    if hasattr(getattr(model, "module", model), "coarse_logits"):
+        return loss_of(loss, model(images, coarse=True), target)
+    return loss(model(images), target)
 
 
 def loss_of(loss: Callable[..., Tensor], logits: CoarseLogits, target: Tensor) -> Tensor:

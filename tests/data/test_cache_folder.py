@@ -10,7 +10,7 @@ import pytest
 from segkit.data import cache_folder
 from segkit.data.cache_folder import hold_or_build, remove_unused
 
-INDEX = '{"sizes": {"data": 4}}'
+INDEX = '{"sizes": {"data": 4}, "packed": false, "samples": {}}'
 
 
 def build(folder):

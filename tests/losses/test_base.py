@@ -102,8 +102,8 @@ def test_no_loss_reads_values_back(make_loss, format, make_pair):
     # On `meta` the operators above say shapes alone; this is what they run.
     tile = TileLoss(format.choices, format.num_classes, 2.0, 0.0, None, overlap=True)
     z, planes = logits[0].flatten(1), target[0].flatten(1)
-    sums, normalizer = tile.forward(z, planes)
-    assert tile.backward(z, planes, normalizer, sums).shape == z.shape
+    sums = tile.forward(z, planes)
+    assert tile.backward(z, planes, sums).shape == z.shape
     valid = planes[0] != format.ignore_index
     assert lovasz_weights(z[0], valid, valid).shape == z[0].shape
 
@@ -179,3 +179,17 @@ def test_numbers_out_of_range_are_refused(value):
     assert check_number("label_smoothing", 0, below=1.0) == 0.0
     with pytest.raises(ValueError, match=r"label_smoothing is .* at least 0 and below 1"):
         check_number("label_smoothing", value, below=1.0)
+
+
+def test_a_value_that_no_class_has_is_named(make_loss, format, make_pair):
+    logits, target = make_pair(format)
+    target[1, 0, 2, 3] = 77
+    with pytest.raises(ValueError, match=r"target holds \[77\], expected 0 to \d, and 255 where ignored"):
+        make_loss(format)(logits, target)
+
+
+def test_a_second_derivative_is_refused(make_loss, format, make_pair):
+    logits, target = make_pair(format)
+    logits.requires_grad_()
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        torch.autograd.grad(make_loss(format)(logits, target), logits, create_graph=True)

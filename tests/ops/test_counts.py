@@ -51,6 +51,8 @@ def test_a_prediction_of_none_is_a_miss_and_no_false_alarm():
 def test_a_negative_prediction_is_no_class():
     pred = torch.tensor([[[[-1, 1]]]], dtype=torch.int32)
     assert count_indices(pred, torch.ones((1, 1, 1, 2), dtype=torch.uint8), 2, IGNORED)[0, 1].tolist() == [1, 0, 1, 0]
+    # Nor is a negative truth: what is predicted there is wrong.
+    assert count_indices(-pred.abs() + 1, pred, 2, IGNORED).tolist() == [[[0, 2, 0, 0], [0, 0, 1, 1]]]
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])

@@ -118,3 +118,31 @@ def test_stride_padding_is_never_trained_on():
     loss = build_loss({"cross_entropy": 1, "dice": 1, "lovasz": 1}, format)
     whole = CoarseLogits(logits.values, logits.size_hw)
     assert loss(logits, target).item() == pytest.approx(loss(whole, padded).item(), rel=1e-5)
+
+
+class Wrapper(nn.Module):
+    """As DistributedDataParallel and others: the model is `module`, and only `forward` is theirs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.calls = 0
+
+    def forward(self, *args, **options):
+        self.calls += 1
+        return self.module(*args, **options)
+
+
+def test_a_wrapped_model_is_called_through_its_wrapper():
+    format = FORMATS["exclusive"]
+    model, loss, (images, target) = model_of(format), build_loss("dice", format), batch(format)
+    wrapped = Wrapper(model)
+    assert torch.equal(training_loss(wrapped, loss, images, target), training_loss(model, loss, images, target))
+    assert wrapped.calls == 1
+
+
+def test_any_network_that_gives_logits_will_do():
+    format = FORMATS["exclusive"]
+    network, loss, (images, target) = nn.Conv2d(3, 3, 1), build_loss("dice", format), batch(format)
+    value = training_loss(network, loss, images.float(), target)
+    assert torch.equal(value, loss(network(images.float()), target))
