@@ -17,6 +17,7 @@ from benchmarks.gradients import gradients
 from benchmarks.imports import imports
 from benchmarks.losses import losses, losses_memory, overlapping_loss, upsampled_loss
 from benchmarks.peers import Absent
+from benchmarks.pipeline import pipeline
 from benchmarks.report import Report, make_report, plot, show, to_markdown, write_into
 from benchmarks.rows import Row
 from benchmarks.steps import step
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Measure] = {
     "loader": loader,
     "overlap-geometry": overlap_geometry,
     "step": step,
+    "pipeline": pipeline,
     "imports": imports,
 }
 # A gradient is right or wrong; how fast something is depends on the machine.

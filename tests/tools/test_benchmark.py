@@ -11,6 +11,8 @@ import torch
 
 import benchmark
 from benchmarks import gradients, losses, memory
+from benchmarks.floors import COPY, FLOOR, Floor, plain_bytes, upsampled_bytes, with_floor
+from benchmarks.gpu_use import GpuUse
 from benchmarks.peers import Absent, peer
 from benchmarks.processes import run_python
 from benchmarks.report import Report, make_report, to_markdown, write_into
@@ -19,6 +21,9 @@ from benchmarks.timing import Contender, Settings, check_same_work, time_row
 from segkit import build_loss
 
 SMALL = Settings(torch.device("cpu"), rounds=2, small=True)
+FULL = Settings(torch.device("cpu"), rounds=2)
+# Parts of the titles of rows that compare without a goal.
+NO_GOAL = ("decoding alone", "whole training", "loader beside training step")
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +50,7 @@ def test_every_command_runs_and_writes_what_it_measured(name, tmp_path, monkeypa
         assert row["command"] == name
         judged = [entry for entry in row["entries"] if entry["goal"] is not None]
         assert row["quantity"]
-        assert judged or "decoding alone" in row["title"]
+        assert judged or any(part in row["title"] for part in NO_GOAL)
         for entry in row["entries"]:
             assert bool(entry["samples"]) != bool(entry["absent"])
             assert all(sample >= 0 for sample in entry["samples"])
@@ -161,6 +166,44 @@ def test_peak_memory_of_a_copy_is_the_size_of_the_tensor():
     assert found_mib == pytest.approx(32.0, abs=2.0)
 
 
+def test_floor_is_what_the_kernels_must_move_at_the_measured_bandwidth():
+    # 2x5x3x7 logits, 42 pixels. Softmax in bf16: read, read, written, 3 * 5 * 2 bytes a pixel; one byte of target and
+    # four of log Σ exp, twice.
+    logits, planes = torch.zeros(2, 5, 3, 7, dtype=torch.bfloat16), torch.zeros(2, 1, 3, 7, dtype=torch.uint8)
+    assert plain_bytes(logits, planes, softmax=True) == 42 * (30 + 2 + 8)
+    # Sigmoids in float32: five planes, nothing handed on.
+    planes = torch.zeros(2, 5, 3, 7, dtype=torch.uint8)
+    assert plain_bytes(logits.float(), planes, softmax=False) == 42 * (60 + 10)
+    # 12x28 pixels from 3x7 float32 logits: 3 * 4 bytes a coarse logit and 32 for its corners; 5 bytes a pixel, twice.
+    fine = torch.zeros(2, 1, 12, 28, dtype=torch.uint8)
+    assert upsampled_bytes(logits.float(), fine, softmax=True) == 2 * 5 * 21 * 44 + 2 * 12 * 28 * 10
+    # Copies of 100 bytes move 200: the 300 bytes take 1.5 times as long in each round.
+    row = Row("losses", "by hand", "ms", [Entry("peer", [8.0, 8.0]), Entry(COPY, [2.0, 4.0])], "peer").relate()
+    floor = with_floor(row, Floor(300, COPY, 100)).entries[-1]
+    assert (floor.name, floor.samples, floor.goal) == (FLOOR, [3.0, 6.0], None)
+    assert floor.figure == pytest.approx(4.5 / 8)
+
+
+def test_use_of_a_gpu_is_absent_where_nobody_tells(monkeypatch):
+    with pytest.raises(Absent, match="--device cuda"):
+        GpuUse(torch.device("cpu"))
+
+    def refuse(device):
+        raise ModuleNotFoundError("nvidia-ml-py does not seem to be installed")
+
+    monkeypatch.setattr(torch.cuda, "utilization", refuse)
+    with pytest.raises(Absent, match=r"does not seem to be installed.*pip install nvidia-ml-py"):
+        GpuUse(torch.device("cuda"))
+
+
+def test_use_of_a_gpu_is_the_mean_share_of_what_the_driver_tells(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 40)
+    use = GpuUse(torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "utilization", lambda device: 80)
+    use.start()
+    assert use.stop() == pytest.approx(0.8)  # what it was before the start is no part of it
+
+
 def test_command_line(tmp_path):
     options = ["--device", "cpu", "--rounds", "2", "--threads", "1", "--small", "--json", str(tmp_path / "a.json")]
     done = run_python(benchmark.__file__, "overlapping-counts", *options)
@@ -177,7 +220,7 @@ def test_tables_are_renewed_in_a_page(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("above\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nbelow\n")
     for _ in range(2):
-        write_into(page, [make_report("losses", [row], SMALL)])
+        write_into(page, [make_report("losses", [row], FULL)])
     text = page.read_text()
     assert text.startswith("above\n<!-- measured: begin -->\n\n### `losses`\n")
     assert text.endswith("\n<!-- measured: end -->\nbelow\n")
@@ -186,6 +229,22 @@ def test_tables_are_renewed_in_a_page(tmp_path):
     page.write_text("a page of something else\n")
     with pytest.raises(ValueError, match="expected the lines"):
         write_into(page, [])
+    with pytest.raises(ValueError, match=r"missing\.md: cannot be read"):
+        write_into(tmp_path / "missing.md", [])
+
+
+def test_small_shapes_are_neither_judged_nor_recorded(tmp_path):
+    row = Row(
+        "losses", "by hand", "ms", [Entry("peer", [2.0]), Entry("segkit", [1.0], goal=Goal(0.4))], "peer"
+    ).relate()
+    full, small = (make_report("losses", [row], settings) for settings in (FULL, SMALL))
+    assert "| ≤ 0.4 | missed |" in to_markdown([full])
+    assert "| ≤ 0.4 | not judged |" in to_markdown([small])
+    page = tmp_path / "page.md"
+    page.write_text("<!-- measured: begin -->\nold\n<!-- measured: end -->\n")
+    with pytest.raises(ValueError, match="measured with --small"):
+        write_into(page, [full, small])
+    assert "old" in page.read_text()
 
 
 def test_a_users_mistake_is_one_line(tmp_path, capsys, monkeypatch):

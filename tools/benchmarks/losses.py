@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.floors import COPY, UPSAMPLED_COPY, Floor, plain_bytes, upsampled_bytes, with_floor
 from benchmarks.inputs import class_planes, overlapping_planes, random_logits
 from benchmarks.memory import peak_mib
 from benchmarks.peers import Absent, peer
@@ -34,12 +35,13 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 3e-2}
 
 @dataclass(frozen=True)
 class Case:
-    """Contenders on one set of inputs."""
+    """Contenders on one set of inputs; on CUDA, `floor` is shown beside them."""
 
     title: str
     baseline: str
     contenders: list[Contender]
     logits_mib: float
+    floor: Floor
     tolerance: float = 1e-3
 
 
@@ -107,7 +109,8 @@ def exclusive_case(
         title += ", bf16"
     if layout == torch.channels_last:
         title += ", channels_last"
-    return Case(title, NNUNET, contenders, _mib(logits), _TOLERANCE[dtype])
+    floor = Floor(plain_bytes(logits, planes, softmax=True), COPY, logits.nbytes)
+    return Case(title, NNUNET, contenders, _mib(logits), floor, _TOLERANCE[dtype])
 
 
 def overlapping_case(settings: Settings) -> Case:
@@ -122,7 +125,8 @@ def overlapping_case(settings: Settings) -> Case:
         _copy_of(logits),
         _contender("segkit", lambda: segkit_overlapping_loss(classes), logits, planes, goal=Goal(0.45)),
     ]
-    return Case(f"Dice + BCE, overlapping, {_shape(logits)}", MONAI, contenders, _mib(logits))
+    floor = Floor(plain_bytes(logits, planes, softmax=False), COPY, logits.nbytes)
+    return Case(f"Dice + BCE, overlapping, {_shape(logits)}", MONAI, contenders, _mib(logits), floor)
 
 
 def upsampled_case(settings: Settings, classes: int, n: int, goal: float) -> Case:
@@ -145,13 +149,16 @@ def upsampled_case(settings: Settings, classes: int, n: int, goal: float) -> Cas
         _contender("segkit, interpolated first", lambda: upsampled(segkit_loss(classes)), coarse, planes),
         _contender("segkit", fused, coarse, planes, goal=Goal(goal)),
     ]
+    floor = Floor(upsampled_bytes(coarse, planes, softmax=True), UPSAMPLED_COPY, 16 * coarse.nbytes)
     baseline = NNUNET
     if settings.device.type == "cuda":
         baseline = COMPILED
         compiled = _contender(COMPILED, lambda: torch.compile(upsampled(nnunet_loss())), coarse, narrow, offset=1.0)
         contenders = [replace(c, goal=_goal(c, 0.25)) for c in (compiled, *contenders)]
+        # The coarse logits would be copied from one place of the cache to another, which is no bandwidth of the memory.
+        contenders.append(Contender(UPSAMPLED_COPY, lambda: _copying(coarse.new_zeros((n, classes, *size_hw)))))
     title = f"x4 upsampling + Dice + CE, {_shape(coarse)}"
-    return Case(title, baseline, contenders, _mib(coarse) * 16)
+    return Case(title, baseline, contenders, _mib(coarse) * 16, floor)
 
 
 # Functions of the settings, by the name under which a fresh process finds them.
@@ -220,7 +227,9 @@ def monai_overlapping_loss() -> Loss:
 
 
 def _time(command: str, case: Case, settings: Settings) -> Row:
-    return time_row(command, case.title, case.baseline, case.contenders, settings, tolerance=case.tolerance)
+    row = time_row(command, case.title, case.baseline, case.contenders, settings, tolerance=case.tolerance)
+    # On the CPU the definition in plain PyTorch runs, which moves other bytes.
+    return with_floor(row, case.floor) if settings.device.type == "cuda" else row
 
 
 def _memory(command: str, name: str, case: Case, settings: Settings) -> Row:
@@ -257,7 +266,11 @@ def _contender(
 
 def _copy_of(logits: Tensor) -> Contender:
     """What moving the numbers costs: one read and one write."""
-    return Contender("one copy of the logits", lambda: lambda: torch.empty_like(logits).copy_(logits.detach()))
+    return Contender(COPY, lambda: _copying(logits.detach()))
+
+
+def _copying(logits: Tensor) -> Run:
+    return lambda: torch.empty_like(logits).copy_(logits)
 
 
 def _backward(loss: Loss, logits: Tensor, target: Tensor) -> Run:

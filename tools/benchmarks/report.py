@@ -94,7 +94,7 @@ def show(report: Report, console: Console) -> None:
     for row in report.rows:
         table = Table(*_HEADINGS, title=f"{row.title}  ({_related(row)})", title_justify="left", title_style="bold")
         for entry in row.entries:
-            table.add_row(*_cells(row, entry), style="bold" if entry.goal else None)
+            table.add_row(*_cells(row, entry, report.settings["small"]), style="bold" if entry.goal else None)
         console.print(table)
 
 
@@ -109,7 +109,7 @@ def to_markdown(reports: Sequence[Report]) -> str:
                 lines += [f"### `{command}`", "", f"{machine_line(report.machine)}; `{report.machine['command']}`", ""]
             lines += [f"**{row.title}** ({_related(row)})", ""]
             lines += [_markdown_line(_HEADINGS), "|---|" + "---:|" * (len(_HEADINGS) - 2) + "---|"]
-            lines += [_markdown_line(_cells(row, entry)) for entry in row.entries] + [""]
+            lines += [_markdown_line(_cells(row, entry, report.settings["small"])) for entry in row.entries] + [""]
     return "\n".join(lines)
 
 
@@ -117,9 +117,18 @@ def write_into(page: Path, reports: Sequence[Report]) -> None:
     """Put the tables between the two marks of a Markdown page, in place of what stands there.
 
     Raises:
-        ValueError: the page has no such marks.
+        ValueError: no such page, a page without such marks, or a report whose numbers mean nothing.
     """
-    text = page.read_text(encoding="utf-8")
+    for report in reports:
+        if report.settings["small"]:
+            raise ValueError(
+                f"`{report.machine['command']}`: measured with --small, whose numbers mean nothing, so {page} stays as "
+                "it is. Measure without --small."
+            )
+    try:
+        text = page.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{page}: cannot be read as text ({error}). Name the page with --into.") from error
     before, begin, rest = text.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not (begin and end):
@@ -173,12 +182,14 @@ def _related(row: Row) -> str:
     return f"in units of {row.unit_name}" if row.unit_name else row.quantity
 
 
-def _cells(row: Row, entry: Entry) -> tuple[str, ...]:
+def _cells(row: Row, entry: Entry, small: bool) -> tuple[str, ...]:
     if entry.value is None:
         return entry.name, "", "", "", str(entry.goal or ""), entry.absent or ""
     figure = "" if entry.figure is None else _number(entry.figure)
     spread = "" if entry.spread is None else f"{_number(entry.spread[0])} to {_number(entry.spread[1])}"
     verdict = {True: "met", False: "missed", None: "" if entry.goal is None else "baseline not measured"}[entry.met]
+    if small and entry.met is not None:
+        verdict = "not judged"  # goals are about real shapes
     return entry.name, f"{_number(entry.value)} {row.quantity}", figure, spread, str(entry.goal or ""), verdict
 
 
