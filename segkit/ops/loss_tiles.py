@@ -47,10 +47,10 @@ def check_planes(target: Tensor, choices: Choices, num_classes: int) -> None:
     if target.device.type != "cpu":
         return
     count = num_classes if choices.index_planes else 2
-    if target.dtype == torch.uint8 and target.numel():
-        # Less `count`, classes wrap to the highest numbers, *ignored* comes next, and whatever is neither lies below.
-        if (target - count).min() >= choices.ignore_index - count:
-            return
+    # Less `count`, bytes of classes wrap to the highest, *ignored* comes next, and whatever is neither lies below.
+    bytes_fit = target.dtype == torch.uint8 and target.numel() > 0
+    if bytes_fit and (target - count).min() >= choices.ignore_index - count:
+        return
     strange = (target != choices.ignore_index) & ((target >= count) | (target < 0))
     if strange.any():
         raise ValueError(
