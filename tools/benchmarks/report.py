@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
@@ -20,6 +21,7 @@ from benchmarks.rows import Entry, Row
 from benchmarks.timing import Settings
 from segkit import __version__
 
+_PLOT_COLUMNS = 3
 # Between these lines of a page stand tables.
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 _HEADINGS = ("", "median", "ratio", "quartiles", "goal", "")
@@ -150,11 +152,12 @@ def plot(reports: Sequence[Report], path: Path) -> None:
     from matplotlib import pyplot
 
     rows = [row for report in reports for row in report.rows if any(e.figure is not None for e in row.entries)]
-    heights = [1 + len(_measured(row)) for row in rows]
-    figure, panels = pyplot.subplots(
-        len(rows), figsize=(8, 0.35 * sum(heights) + 0.5 * len(rows)), height_ratios=heights, squeeze=False
-    )
-    for row, panel in zip(rows, panels[:, 0], strict=True):
+    columns = min(_PLOT_COLUMNS, len(rows))
+    lines = -(-len(rows) // columns)
+    figure, panels = pyplot.subplots(lines, columns, figsize=(6 * columns, 2.4 * lines), squeeze=False)
+    for panel in panels.flat[len(rows) :]:
+        panel.remove()
+    for row, panel in zip(rows, panels.flat, strict=False):
         entries = _measured(row)
         figures = [entry.figure for entry in entries]
         colours = ["tab:blue" if entry.goal else "lightgray" for entry in entries]
@@ -163,12 +166,12 @@ def plot(reports: Sequence[Report], path: Path) -> None:
         for place, entry in enumerate(entries):
             if entry.goal:
                 panel.plot([entry.goal.limit] * 2, [place - 0.4, place + 0.4], color="tab:red", linewidth=2)
-        panel.set_title(f"{row.title} ({_related(row)})", fontsize=9, loc="left")
+        panel.set_title(textwrap.fill(f"{row.title} ({_related(row)})", 44), fontsize=9, loc="left")
         panel.tick_params(labelsize=8)
         panel.margins(x=0.12)
         panel.invert_yaxis()
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=80, bbox_inches="tight")
     pyplot.close(figure)
 
 
