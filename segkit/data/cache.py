@@ -128,6 +128,13 @@ class _Bound:
 
 
 def _copy_on_disk(source: Source, home: Path, max_gib: float | None) -> DecodedCopy:
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{home}: no folder for a cache can be made there ({error.strerror}). Name another with `data.cache_dir` "
+            "or $SEGKIT_CACHE, or do without: `data.cache=off`."
+        ) from None
     origin = source.origin()
 
     def build(folder: Path) -> None:
@@ -177,8 +184,8 @@ def _write(folder: Path, source: Source, origin: Origin, estimate: int, bound: _
     def check_room(size: float, done: int) -> None:
         if size > bound.size:
             raise NoRoom(
-                f"{origin.images}: {total} decoded samples take about {size / done * total / GIB:.2f} GiB, but the "
-                f"cache may take {bound.size / GIB:.2f} GiB ({bound.why}). Allow more with `data.cache_gib`, "
+                f"{origin.images}: {total} decoded samples take about {_amount(size / done * total)}, but the "
+                f"cache may take {_amount(bound.size)} ({bound.why}). Allow more with `data.cache_gib`, "
                 f"{bound.way_out}, or do without: `data.cache=off`."
             )
 
@@ -191,6 +198,11 @@ def _write(folder: Path, source: Source, origin: Origin, estimate: int, bound: _
         writer.finish(source.stems, {"origin": origin.to_dict()})
     finally:
         writer.close()
+
+
+def _amount(size: float) -> str:
+    """Bytes as a person reads them."""
+    return f"{size / GIB:.2f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
 
 
 def _remove_outdated(home: Path, origin: Origin) -> None:

@@ -394,7 +394,7 @@ def test_a_bad_sample_is_named_as_verify_does(folder, codec, ds, home):
 
 @pytest.mark.parametrize("place", ["disk", "ram"])
 def test_a_bound_is_told_with_size_and_ways_out(ds, home, place):
-    with pytest.raises(ValueError, match=r"5 decoded samples take about 0\.00 GiB, but the cache may take") as caught:
+    with pytest.raises(ValueError, match=r"5 decoded samples take about 0\.0 MiB, but the cache may take") as caught:
         ds.cached(place, max_gib=1e-6)
     another = {"disk": "data.cache_dir", "ram": "data.cache=disk"}[place]
     for way in ("`cache_gib`", "data.cache_gib", another, "data.cache=off"):
@@ -512,3 +512,9 @@ def test_without_a_home_folder_one_must_be_named(monkeypatch):
     monkeypatch.setattr(Path, "home", no_home)
     with pytest.raises(ValueError, match=r"no home folder for a cache\. Say where with `data\.cache_dir`"):
         cache.default_home()
+
+
+def test_a_place_where_no_folder_can_be_made_is_told_with_ways_out(ds, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ValueError, match=r"no folder for a cache can be made .*`data.cache_dir`.*`data.cache=off`"):
+        ds.cached("disk", folder=tmp_path / "file" / "cache")
