@@ -17,6 +17,7 @@ from segkit.config import Experiment, MasksConfig, read_config
 from segkit.data.cache import PLACES
 from segkit.data.datasets import MaskDataset, check_training_sizes
 from segkit.data.layouts import open_layout
+from segkit.data.reading import ImageReading
 from segkit.data.splits import read_stem_list, split_stems
 from segkit.formats.codec import Codec
 from segkit.formats.codecs import open_codec
@@ -65,13 +66,23 @@ def open_masks(masks: MasksConfig, axis: str = "z") -> Codec:
     return open_codec(spec, format)
 
 
-def open_part(config: Experiment, name: str, codec: Codec, *, gray: bool = False) -> MaskDataset:
-    """One part of the data as it is stored: train, val or test."""
+def image_reading(config: Experiment) -> ImageReading:
+    """How the images of an experiment are read."""
+    return ImageReading(gray=config.model.in_channels == 1, axis=config.data.axis)
+
+
+def open_part(config: Experiment, name: str, codec: Codec, reading: ImageReading | None = None) -> MaskDataset:
+    """One part of the data as it is stored: train, val or test.
+
+    Args:
+        reading: of the model that is scored; default that of `config`.
+    """
+    reading = reading or image_reading(config)
     source = _source_of(config, name)
-    return _share(config, name, _open_folders(config, source, codec, gray))
+    return _share(config, name, _open_folders(config, source, codec, reading))
 
 
-def open_parts(config: Experiment, codec: Codec, gray: bool = False, progress: Any = None) -> Parts:
+def open_parts(config: Experiment, codec: Codec, progress: Any = None) -> Parts:
     """All parts; the training part with crop, resize and augmentation. Parts with a cache make it, or find it made.
 
     Args:
@@ -82,9 +93,9 @@ def open_parts(config: Experiment, codec: Codec, gray: bool = False, progress: A
     augment = build_augment(config.augment, codec.format, crop=config.data.crop)
     names = [name for name in ("train", "val", "test") if name == "train" or getattr(config.data, name) is not None]
     # Folders that two parts share are opened, and decoded, once. All are opened before the first is decoded.
-    sources = {
-        name: _open_folders(config, name, codec, gray) for name in dict.fromkeys(_source_of(config, n) for n in names)
-    }
+    reading = image_reading(config)
+    folders = dict.fromkeys(_source_of(config, name) for name in names)
+    sources = {name: _open_folders(config, name, codec, reading) for name in folders}
     parts = {name: _share(config, name, sources[_source_of(config, name)]) for name in names}
     unknown = set.intersection(*(set(data.quarantine_unknown) for data in parts.values()))
     if unknown:
@@ -138,10 +149,9 @@ def train_experiment(
     counted = progress if progress is not None else silent_progress
     codec = open_masks(config.masks, config.data.axis)
     loss = build_loss(config.loss, codec.format)
-    gray = config.model.in_channels == 1
     if not is_main_process():
         tell, counted = (lambda line: None), silent_progress
-    parts = open_parts(config, codec, gray, counted)
+    parts = open_parts(config, codec, counted)
     # Known now; `verify` reads every file before `fit` would say it.
     if config.train.compile:
         check_one_size(parts.train)
@@ -203,7 +213,6 @@ def open_evaluation(
     from segkit.models.bundle import load_codec, load_model
 
     network = load_model(model)
-    gray = network.in_channels == 1
     if (images is None) != (masks is None):
         raise ValueError("--images and --masks go together: give both folders.")
     if config is None and images is None:
@@ -211,16 +220,16 @@ def open_evaluation(
         if not config.is_file():
             raise ValueError(f"{model} is no run folder: say what to score with --config, or --images and --masks.")
     experiment = read_config(config, overrides) if config is not None else None
-    codec = open_masks(experiment.masks, network.axis) if experiment is not None else load_codec(model)
+    codec = open_masks(experiment.masks, network.reading.axis) if experiment is not None else load_codec(model)
     if codec is None:
         raise ValueError(f"{model}: saved without a codec; give --config, whose masks section says how to read masks.")
     if images is not None and masks is not None:
-        return network, MaskDataset(images, masks, codec, gray=gray, axis=network.axis), split
+        return network, MaskDataset(images, masks, codec, reading=network.reading), split
     assert experiment is not None
     part = split or ("test" if experiment.data.test is not None else "val")
     if part not in ("train", "val", "test"):
         raise ValueError(f"--split is {part!r}: expected train, val or test.")
-    return network, open_part(experiment, part, codec, gray=gray), part
+    return network, open_part(experiment, part, codec, network.reading), part
 
 
 def verify(parts: Parts, config: Experiment, progress: Any) -> None:
@@ -295,7 +304,7 @@ def _cached(config: Experiment, name: str, data: MaskDataset, progress: Any) -> 
         return data.cached(settings.cache, folder=settings.cache_dir, max_gib=settings.cache_gib, progress=update)
 
 
-def _open_folders(config: Experiment, name: str, codec: Codec, gray: bool) -> MaskDataset:
+def _open_folders(config: Experiment, name: str, codec: Codec, reading: ImageReading) -> MaskDataset:
     part = getattr(config.data, name)
     if part is None:
         raise ValueError(f"the config takes a part of `data.{name}`, which it does not describe.")
@@ -307,8 +316,7 @@ def _open_folders(config: Experiment, name: str, codec: Codec, gray: bool) -> Ma
         folders.masks,
         codec,
         stems=folders.stems,
-        gray=gray,
-        axis=config.data.axis,
+        reading=reading,
         quarantine=left_out,
     )
     if data.quarantined:

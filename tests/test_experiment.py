@@ -105,7 +105,7 @@ def test_nothing_is_cached_unless_asked_for(tmp_path, home, monkeypatch):
 def test_with_a_copy_no_file_is_decoded_again_not_even_to_check_it(tmp_path, home, monkeypatch):
     path = write_config(tmp_path / "data", "exclusive")
     sizes = parts_of(path, "data.cache=disk").train.verify()
-    for name in ("segkit.data.datasets.read_image", "segkit.formats.png_codecs.read_png"):
+    for name in ("segkit.data.reading.read_image", "segkit.formats.png_codecs.read_png"):
         monkeypatch.setattr(name, None)
     config = read_config(path, ["data.cache=disk"])
     parts = open_parts(config, open_masks(config.masks))

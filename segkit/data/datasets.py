@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +18,12 @@ from segkit.data.cache import DecodedCopy, NoRoom, Source, decoded_copy
 from segkit.data.images import (
     IMAGE_SUFFIXES,
     ImageRef,
-    find_images,
     fit_size,
-    image_spacing_mm,
-    read_image,
     resize_image,
     resize_planes,
 )
 from segkit.data.origin import Origin, find_origin
+from segkit.data.reading import ImageReading
 from segkit.data.sample import Sample
 from segkit.data.splits import find_stems, match_stems
 from segkit.formats.classes import classes_to_list
@@ -50,8 +49,7 @@ class MaskDataset(Dataset):
         stems: take these samples only, in this order, see `match_stems`; each must have an image and a mask.
         augment: called with (sample, random seed); see `build_augment`.
         resize: [height, width], or the length of the longer side.
-        gray: read 8-bit images as one band.
-        axis: volumes are cut across this axis.
+        reading: how image files become arrays; masks of volumes are cut like images.
         seed: of the augmentation.
         quarantine: samples to leave out, because something is wrong with them, named as for `match_stems`. Names that
             are not known do nothing, so that the parts of a data set can share one list.
@@ -73,16 +71,15 @@ class MaskDataset(Dataset):
         stems: Iterable[str] | None = None,
         augment: Callable[[Sample, int], Sample] | None = None,
         resize: int | Sequence[int] | None = None,
-        gray: bool = False,
-        axis: str = "z",
+        reading: ImageReading = ImageReading(),
         seed: int = 0,
         quarantine: Iterable[str] = (),
     ) -> None:
         if resize is not None:
             fit_size((1, 1), resize)
         self.images, self.masks, self.codec = Path(images), Path(masks), codec
-        self.augment, self.resize, self.gray, self.axis, self.seed = augment, resize, gray, axis, seed
-        refs = find_images(self.images, axis)
+        self.augment, self.resize, self.reading, self.seed = augment, resize, reading, seed
+        refs = reading.find(self.images)
         mask_stems = codec.stems(self.masks)
         # A name without an image may mean a mask that has none.
         left_out, self.quarantine_unknown = find_stems(quarantine, [*refs, *mask_stems])
@@ -116,8 +113,8 @@ class MaskDataset(Dataset):
         ref, stem = self._refs[index], self.stems[index]
         if self._copy is not None:
             return self._copy.read(stem)
-        image = read_image(ref, self.gray)
-        return Sample(stem, image, self.codec.read(self.masks, stem), image_spacing_mm(ref))
+        image = self.reading.read(ref)
+        return Sample(stem, image, self.codec.read(self.masks, stem), self.reading.spacing_mm(ref))
 
     def image_path(self, index: int) -> Path:
         """File of image `index`."""
@@ -243,8 +240,7 @@ class MaskDataset(Dataset):
             "codec": self.codec.to_spec(),
             "classes": classes_to_list(self.format.classes),  # colours too, which `color_png` reads by
             "planes": [self.format.num_planes, self.format.dtype.name],
-            "gray": self.gray,
-            "axis": self.axis,
+            "reading": asdict(self.reading),
             "stems": self.stems,
         }
         mask_files = (path for stem in self.stems for path in self.codec.files(self.masks, stem))

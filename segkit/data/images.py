@@ -11,6 +11,7 @@ import numpy as np
 
 from segkit.data.image_checks import check_encoded, is_tiff
 from segkit.formats.files import walk
+from segkit.formats.limits import max_pixels as default_max_pixels
 from segkit.formats.nifti_slices import (
     axis_number,
     load_volume,
@@ -24,8 +25,6 @@ from segkit.ops.sizes import fit_size as fit_size
 from segkit.suggest import closest
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".jp2", ".pgm", ".ppm")
-# 32768 x 32768 RGB pixels are 3 GiB; OpenCV refuses more as well.
-MAX_PIXELS = 2**30
 # cv2.resize averages over areas of at most four bands.
 _MAX_BANDS = 4
 
@@ -89,7 +88,7 @@ def image_refs(root: Path, path: Path, axis: str = "z", any_suffix: bool = False
         yield relative[: len(relative) - len(path.suffix)], ImageRef(path)
 
 
-def read_image(source: str | Path | ImageRef, gray: bool = False, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_image(source: str | Path | ImageRef, gray: bool = False, max_pixels: int | None = None) -> np.ndarray:
     """(H, W, B) pixels of an image in stored units; uint8, uint16 or float32.
 
     8-bit images are red, green, blue: gray is repeated, alpha is dropped, palettes and 1-bit images become colours,
@@ -99,12 +98,13 @@ def read_image(source: str | Path | ImageRef, gray: bool = False, max_pixels: in
     Args:
         source: file, or what `find_images` returned.
         gray: 8-bit images give one band, B = 1.
-        max_pixels: a file that declares more pixels is refused before it is decoded.
+        max_pixels: a file that declares more pixels is refused before it is decoded; default `limits.max_pixels()`.
 
     Raises:
         ValueError: names the file: missing, empty, cut short, damaged, too large, or no image.
     """
     ref = source if isinstance(source, ImageRef) else ImageRef(Path(source))
+    limit = default_max_pixels() if max_pixels is None else max_pixels
     if nifti_case_name(ref.path) is not None:
         image = _read_slice(ref)
     else:
@@ -113,9 +113,9 @@ def read_image(source: str | Path | ImageRef, gray: bool = False, max_pixels: in
             # Imported here: tifffile costs 0.1 s, and most data sets hold no TIFF.
             from segkit.data.tiff_images import read_tiff
 
-            image = read_tiff(ref.path, data, gray, max_pixels)
+            image = read_tiff(ref.path, data, gray, limit)
         else:
-            image = _decode(ref.path, data, gray, max_pixels)
+            image = _decode(ref.path, data, gray, limit)
     return _finite(image, ref)
 
 

@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 
+from segkit.formats.limits import max_voxels
+
 AXES = ("x", "y", "z")
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
-# 1290 x 1290 x 1290: larger than any scanner's volume, small enough not to take a machine down.
-MAX_VOXELS = 2**31
 
 _SLICE = re.compile(r"(?P<case>.+)@(?P<axis>[xyz])(?P<index>[0-9]{3,})")
 # One image and its labels: slices of a case are usually asked for one after the other.
@@ -153,8 +153,9 @@ def open_nifti(path: str | Path) -> Any:
     if not isinstance(image, nibabel.Nifti1Image):
         raise ValueError(f"{path}: is a {type(image).__name__}, expected a NIfTI volume.")
     voxels = math.prod(int(n) for n in image.shape)
-    if not 0 < voxels <= MAX_VOXELS:
-        raise ValueError(f"{path}: the header says {image.shape} voxels, expected between 1 and {MAX_VOXELS} of them.")
+    limit = max_voxels()
+    if not 0 < voxels <= limit:
+        raise ValueError(f"{path}: the header says {image.shape} voxels, expected between 1 and {limit} of them.")
     return image
 
 

@@ -16,9 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from segkit.formats.files import write_whole
-
-# 32768 x 32768: a small file can declare more pixels than a machine has memory.
-MAX_PIXELS = 2**30
+from segkit.formats.limits import max_pixels
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
@@ -61,8 +59,9 @@ def decode_png(content: bytes) -> Png:
     """Decode the bytes of a PNG file; errors do not name the file."""
     header, palette, pixels = _chunks(content)
     width, height, bits, kind, *rest = struct.unpack(">IIBBBBB", header)
-    if not 0 < width * height <= MAX_PIXELS:
-        raise ValueError(f"declares {width} x {height} pixels, expected between 1 and {MAX_PIXELS} of them.")
+    limit = max_pixels()
+    if not 0 < width * height <= limit:
+        raise ValueError(f"declares {width} x {height} pixels, expected between 1 and {limit} of them.")
     if kind == _PALETTE and not palette:
         raise ValueError("is a palette PNG without a palette. Restore the file or leave it out.")
     if kind in (_GRAY, _PALETTE) and bits == 8 and rest == [0, 0, 0]:

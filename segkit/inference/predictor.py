@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segkit.data.images import read_image
 from segkit.formats.codec import Codec
 from segkit.formats.files import write_whole
 from segkit.inference.inputs import Input, find_inputs
@@ -111,7 +110,7 @@ class Predictor:
         if self.codec is None:
             raise ValueError("the model was saved without a codec: give `codec`, which says how to write masks.")
         out, report, started = Path(out), PredictReport(), time.monotonic()
-        jobs, broken = find_inputs(inputs, self.model.axis, leave_out=out)
+        jobs, broken = find_inputs(inputs, self.model.reading.axis, leave_out=out)
         report.failed += [(str(path), reason) for path, reason in broken]
         out.mkdir(parents=True, exist_ok=True)
         unreadable: set[Path] = set()
@@ -134,7 +133,7 @@ class Predictor:
         return report
 
     def _predict_one(self, job: Input, codec: Codec, out: Path, overlay: bool, probabilities: bool) -> None:
-        image = read_image(job.image, gray=self.model.in_channels == 1)
+        image = self.model.reading.read(job.image)
         logits = self._coarse_logits(image)
         planes = self._planes(logits)
         codec.write(out, job.stem, planes, like=job.image.path)

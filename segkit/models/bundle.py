@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from segkit.data.reading import ImageReading
 from segkit.formats.codec import Codec
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
@@ -82,7 +83,7 @@ def load_model(
             **described["options"],
         )
         model.statistics = PixelStatistics(**described["statistics"])
-        model.axis = described["axis"]
+        model.reading = ImageReading(**described["reading"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / DESCRIPTION}: describes no model: {_reason(error)}") from error
     load_weights(model, folder)
@@ -117,7 +118,7 @@ def _describe(model: Segmenter, codec: Codec | None, notes: dict[str, Any]) -> d
         "options": model.recipe.options,
         "in_channels": model.in_channels,
         "resize": model.resize,
-        "axis": model.axis,
+        "reading": asdict(model.reading),
         "statistics": asdict(model.statistics),
         "versions": installed_versions(),
         **notes,

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segkit.data.reading import ImageReading
 from segkit.formats.mask_format import MaskFormat
 from segkit.models.statistics import PixelStatistics, pixel_statistics
 from segkit.models.upsampling import find_last_upsampling
@@ -51,7 +52,7 @@ class Segmenter(nn.Module):
         min_side: smallest side that the network can take.
         resize: None, [height, width] or the length of the longer side, in pixels; used by `predict_logits`.
         pretrained: the encoder has learned before, so training gives it a lower learning rate.
-        axis: x, y or z: slices of volumes are cut across it.
+        reading: how image files become arrays; `gray` follows from the number of bands.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class Segmenter(nn.Module):
         min_side: int = 1,
         resize: Resize = None,
         pretrained: bool = False,
-        axis: str = "z",
+        reading: ImageReading = ImageReading(),
     ) -> None:
         super().__init__()
         self.mean: Tensor
@@ -78,14 +79,23 @@ class Segmenter(nn.Module):
         self.min_side = min_side
         self.resize = resize
         self.pretrained = pretrained
-        self.axis = axis
         self.statistics = statistics
+        self.reading = reading
         self._told_rescale = False
 
     @property
     def in_channels(self) -> int:
         """B, the number of bands of an image."""
         return self.mean.shape[1]
+
+    @property
+    def reading(self) -> ImageReading:
+        """How image files become the arrays that this model takes."""
+        return self._reading
+
+    @reading.setter
+    def reading(self, reading: ImageReading) -> None:
+        self._reading = replace(reading, gray=self.in_channels == 1)
 
     @property
     def statistics(self) -> PixelStatistics:

@@ -17,6 +17,7 @@ from segkit.data.cache_files import SampleWriter
 from segkit.data.datasets import MaskDataset
 from segkit.data.loaders import eval_loader, train_loader
 from segkit.data.packed import PackedPlanes
+from segkit.data.reading import ImageReading
 from segkit.data.sample import Sample
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
@@ -318,9 +319,9 @@ def test_colours_of_classes_are_part_of_the_fingerprint(tmp_path):
 
 def test_gray_axis_and_versions_are_part_of_the_fingerprint(folder, codec, ds, home, monkeypatch):
     ds.cached()
-    gray = MaskDataset(folder / "images", folder / "masks", codec, gray=True).cached()
+    gray = MaskDataset(folder / "images", folder / "masks", codec, reading=ImageReading(gray=True)).cached()
     assert gray.read(0).image.shape == (20, 28, 1)
-    other = MaskDataset(folder / "images", folder / "masks", codec, axis="x")
+    other = MaskDataset(folder / "images", folder / "masks", codec, reading=ImageReading(axis="x"))
     assert len({d._origin().fingerprint for d in (ds, gray, other)}) == 3
     assert len(copies(home)) == 2
     del gray

@@ -5,6 +5,7 @@ import pytest
 
 from segkit.data.augment import build_augment
 from segkit.data.datasets import MaskDataset, check_training_sizes, sample_seed
+from segkit.data.reading import ImageReading
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from tests.data.stand_in import add_sample
@@ -25,7 +26,8 @@ def test_pairs_by_stem(ds, folder):
 
 
 def test_gray(folder, codec):
-    assert MaskDataset(folder / "images", folder / "masks", codec, gray=True).read(0).image.shape == (20, 28, 1)
+    gray = MaskDataset(folder / "images", folder / "masks", codec, reading=ImageReading(gray=True))
+    assert gray.read(0).image.shape == (20, 28, 1)
 
 
 def test_images_without_masks_are_refused_by_name(folder, codec):
@@ -204,7 +206,8 @@ def test_verify_says_how_16_bit_gray_differs_from_8_bit_gray_but_takes_depths_th
     codec.write(folder / "masks", "t", np.zeros((20, 28, 1), np.uint8))
     with pytest.raises(ValueError, match=r"t has 1 of uint16, .*a has 3 of uint8.*unless read as gray"):
         MaskDataset(folder / "images", folder / "masks", codec).verify()
-    assert MaskDataset(folder / "images", folder / "masks", codec, gray=True).verify() == {(20, 28): 6}
+    gray = MaskDataset(folder / "images", folder / "masks", codec, reading=ImageReading(gray=True))
+    assert gray.verify() == {(20, 28): 6}
 
 
 def test_sizes_that_do_not_fit_into_a_batch_are_refused_with_the_ways_out():

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from segkit.data.augment import build_augment
+from segkit.data.reading import ImageReading
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from segkit.inference.evaluate import evaluate, evaluate_predictions
@@ -186,7 +187,7 @@ def test_the_model_knows_the_axis_its_volumes_are_cut_across(tmp_path):
 
     format = MaskFormat.multiclass(["background", "organ"])
     network = model(format, in_channels=1)
-    network.axis = "x"
+    network.reading = ImageReading(axis="x")
     save_bundle(network, tmp_path / "m", open_codec({"name": "nifti", "axis": "x"}, format))
     (tmp_path / "in").mkdir()
     nibabel.save(nibabel.Nifti1Image(np.zeros((3, 24, 20), np.float32), np.eye(4)), tmp_path / "in" / "case.nii.gz")
