@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from segkit.formats.codec import RESERVED_NAMES, Codec, disk_values, look_up, values_outside
+from segkit.formats.codec import RESERVED_NAMES, Codec
+from segkit.formats.disk_values import disk_values, look_up, values_outside
 from segkit.formats.files import check_stem, existing, path_of, walk
 from segkit.formats.mask_format import BACKGROUND, MaskFormat
 from segkit.formats.png_files import read_png, write_png

@@ -354,7 +354,8 @@ class OverlappingMasks(_SigmoidPerClass):
         if self.num_planes > 1:
             raise ValueError(
                 f"classes {list(self.names)} may overlap, and one value per pixel cannot say that two of them hold. "
-                "Use the codec `file_per_class`, or format `multiclass` if the classes exclude each other."
+                "Use the codec `file_per_class` or `bit_planes`, give `values` with a list of classes for each value, "
+                "or use format `multiclass` if the classes exclude each other."
             )
         if self.names[0] == BACKGROUND:
             raise ValueError("the only class is named `background`: name the class that the mask marks instead.")

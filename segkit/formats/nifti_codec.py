@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from segkit.formats.codec import Codec, PixelValues
+from segkit.formats.codec import Codec
 from segkit.formats.files import check_stem, existing, find_files, path_of, write_whole
-from segkit.formats.mask_format import BACKGROUND, MaskFormat
+from segkit.formats.mask_format import MaskFormat
 from segkit.formats.nifti_slices import (
     NIFTI_SUFFIXES,
     axis_number,
@@ -29,6 +29,7 @@ from segkit.formats.nifti_slices import (
     volume_shape,
     volume_slice,
 )
+from segkit.formats.pixel_values import pixel_values
 from segkit.formats.png_files import read_png, write_png
 
 # Written slices wait here, below the root, until `finish` joins them; hidden, so nothing reads them as masks.
@@ -44,8 +45,8 @@ class NiftiSlices(Codec):
     and voxel size stay as they were.
 
     Args:
-        format: must have one plane.
-        values: stored value -> class name, see `PixelValues`.
+        format: must have one plane, or be told in `values` which classes a value names.
+        values: stored value -> class name or list of them, see `pixel_values`.
         ignored_values: stored values that mean "do not look here"; slices that nobody wrote get the first one
             (else `background`, else they are an error).
         axis: across which slices are taken: x, y or z.
@@ -56,12 +57,12 @@ class NiftiSlices(Codec):
     def __init__(
         self,
         format: MaskFormat,
-        values: Mapping[int, str | None] | None = None,
+        values: Mapping[int, Any] | None = None,
         ignored_values: Iterable[int] = (),
         axis: str = "z",
     ) -> None:
         super().__init__(format)
-        self.values = PixelValues(format, values, ignored_values)
+        self.values = pixel_values(format, values, ignored_values)
         self._axis_number = axis_number(axis)
         self.axis = axis
 
@@ -83,7 +84,7 @@ class NiftiSlices(Codec):
         path = _volume_path(root, case)
         array, where = load_volume(path).array, f"{path}, slice {axis}{index}"
         _check_label_shape(array.shape, path)
-        return self.values.to_plane(_whole_numbers(volume_slice(array, axis, index), where), where)[..., None]
+        return self.values.to_planes(volume_slice(array, axis, index), where)
 
     def files(self, root: str | Path, stem: str) -> list[Path]:
         return existing([_volume_path(root, parse_slice_stem(stem)[0])])
@@ -97,7 +98,7 @@ class NiftiSlices(Codec):
         """
         case, axis, index = parse_slice_stem(stem)
         where = f"{Path(root, check_stem(case))}, slice {axis}{index}"
-        stored = self.values.to_disk(self.check(planes, where)[..., 0], where)
+        stored = self.values.to_disk(self.check(planes, where), where)
         parts = Path(root, PARTS, case)
         if like is not None:
             shape, header = _like(Path(like))
@@ -137,12 +138,12 @@ class NiftiSlices(Codec):
                     f"volume of {volume.shape}. Move the file away or write to another folder."
                 )
             # Read and written anew, so that only declared values are merged and the depth suits all of them.
-            labels = self.values.to_plane(_whole_numbers(load_volume(path).array, str(path)), str(path))
+            labels = self.values.to_planes(load_volume(path).array, str(path))
             written[:] = True
         else:
-            labels = np.zeros(volume.shape, self.format.dtype)
+            labels = np.zeros((*volume.shape, self.format.num_planes), self.format.dtype)
         for (axis, index), stored in slices.items():
-            set_volume_slice(labels, axis, index, self.values.to_plane(stored, f"{parts}, slice {axis}{index}"))
+            set_volume_slice(labels, axis, index, self.values.to_planes(stored, f"{parts}, slice {axis}{index}"))
             set_volume_slice(written, axis, index, np.ones(stored.shape, bool))
         if not written.all():
             labels[~written] = self._unwritten(path, written)
@@ -159,11 +160,8 @@ class NiftiSlices(Codec):
 
     def _unwritten(self, path: Path, written: np.ndarray) -> int:
         """Plane value of voxels in slices that nobody wrote."""
-        if self.values.ignored_values:
-            return self.format.ignore_index
-        known = self.format.plane_values
-        if BACKGROUND in known:
-            return known[BACKGROUND]
+        if self.values.unwritten is not None:
+            return self.values.unwritten
         raise ValueError(
             f"{path}: {int((~written).sum())} voxels lie in slices that were not written, and no value says so. "
             "Write the other slices too, or give the codec `ignored_values`, such as [255]."
@@ -184,21 +182,6 @@ def _check_label_shape(shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
     if len(shape) != 3:
         raise ValueError(f"{path}: a volume of shape {shape}, expected one label for each voxel: (x, y, z).")
     return shape
-
-
-def _whole_numbers(stored: np.ndarray, where: str) -> np.ndarray:
-    """uint8 or uint16 labels of the same values."""
-    if stored.dtype in (np.uint8, np.uint16):
-        return stored
-    if stored.dtype.kind == "f" and not (stored == np.rint(stored)).all():
-        strange = stored[~(stored == np.rint(stored))].ravel()[:5].tolist()
-        raise ValueError(f"{where}: found values {strange}, expected whole numbers. Is this an image, not labels?")
-    if stored.min() < 0 or stored.max() > 65535:
-        raise ValueError(
-            f"{where}: found values from {stored.min()} to {stored.max()}, expected labels from 0 to 65535. "
-            "Renumber the labels."
-        )
-    return stored.astype(np.uint16)
 
 
 def _like(path: Path) -> tuple[tuple[int, ...], bytes]:

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from segkit.formats.classes import RGB, class_colors, parse_color
-from segkit.formats.codec import Codec, PixelValues, values_outside
+from segkit.formats.codec import Codec
+from segkit.formats.disk_values import values_outside
 from segkit.formats.files import existing, find_files, path_of
 from segkit.formats.mask_format import BACKGROUND, MaskFormat
+from segkit.formats.pixel_values import pixel_values
 from segkit.formats.png_files import Png, read_png, write_png
 
 SUFFIX = ".png"
@@ -22,30 +24,30 @@ _IGNORED_COLOR: RGB = (224, 224, 192)
 
 
 class _OnePng(Codec):
-    """One file `STEM.png` for the one plane of a format."""
+    """One file `STEM.png` for each mask."""
 
     def stems(self, root: str | Path) -> list[str]:
         return list(find_files(root, [SUFFIX]))
 
     def read(self, root: str | Path, stem: str) -> np.ndarray:
         path = path_of(root, stem, SUFFIX)
-        return self._to_plane(read_png(path), str(path))[..., None]
+        return self._to_planes(read_png(path), str(path))
 
     def files(self, root: str | Path, stem: str) -> list[Path]:
         return existing([path_of(root, stem, SUFFIX)])
 
     def write(self, root: str | Path, stem: str, planes: np.ndarray, like: str | Path | None = None) -> None:
         path = path_of(root, stem, SUFFIX)
-        pixels = self._to_pixels(self.check(planes, str(path))[..., 0], str(path))
+        pixels = self._to_pixels(self.check(planes, str(path)), str(path))
         write_png(path, pixels, self._palette())
 
     @abstractmethod
-    def _to_plane(self, png: Png, where: str) -> np.ndarray:
-        """(H, W) plane of a decoded file."""
+    def _to_planes(self, png: Png, where: str) -> np.ndarray:
+        """(H, W, P) planes of a decoded file."""
 
     @abstractmethod
-    def _to_pixels(self, plane: np.ndarray, where: str) -> np.ndarray:
-        """What is stored for an (H, W) plane."""
+    def _to_pixels(self, planes: np.ndarray, where: str) -> np.ndarray:
+        """What is stored for (H, W, P) planes."""
 
     def _palette(self) -> np.ndarray | None:
         return None
@@ -58,8 +60,8 @@ class IndexPng(_OnePng):
     declares 255 but not 1). Of a palette PNG the indices are read.
 
     Args:
-        format: must have one plane.
-        values: disk value -> class name, see `PixelValues`.
+        format: must have one plane, or be told in `values` which classes a value names.
+        values: disk value -> class name or list of them, see `pixel_values`.
         ignored_values: disk values that mean "do not look here".
     """
 
@@ -69,28 +71,26 @@ class IndexPng(_OnePng):
     def __init__(
         self,
         format: MaskFormat,
-        values: Mapping[int, str | None] | None = None,
+        values: Mapping[int, Any] | None = None,
         ignored_values: Iterable[int] = (),
     ) -> None:
         super().__init__(format)
-        self.values = PixelValues(format, values, ignored_values, self._max_value)
+        self.values = pixel_values(format, values, ignored_values, self._max_value)
 
     def to_spec(self) -> dict[str, Any]:
         return {"name": self.name, **self.values.to_spec()}
 
-    def _to_plane(self, png: Png, where: str) -> np.ndarray:
+    def _to_planes(self, png: Png, where: str) -> np.ndarray:
         if png.pixels.ndim == 3:
             raise ValueError(
                 f"{where}: has {png.pixels.shape[2]} channels, expected one with the class values. "
                 "Use the codec `color_png` and say in `values` which colour is which class."
             )
-        stored = png.pixels
-        if png.bits == 1 and 255 in self.values.declared and 1 not in self.values.declared:
-            stored = stored * np.uint8(255)
-        return self.values.to_plane(stored, where)
+        stored = png.pixels.view(bool) if png.bits == 1 else png.pixels
+        return self.values.to_planes(stored, where)
 
-    def _to_pixels(self, plane: np.ndarray, where: str) -> np.ndarray:
-        return self.values.to_disk(plane, where)
+    def _to_pixels(self, planes: np.ndarray, where: str) -> np.ndarray:
+        return self.values.to_disk(planes, where)
 
 
 class PalettePng(IndexPng):
@@ -105,7 +105,7 @@ class PalettePng(IndexPng):
     def __init__(
         self,
         format: MaskFormat,
-        values: Mapping[int, str | None] | None = None,
+        values: Mapping[int, Any] | None = None,
         ignored_values: Iterable[int] = (),
     ) -> None:
         try:
@@ -119,7 +119,7 @@ class PalettePng(IndexPng):
             ) from None
         colors = {BACKGROUND: _BLACK, **class_colors(format.classes)}
         self._colors = np.zeros((256, 3), np.uint8)
-        for value, name in self.values.values.items():
+        for value, name in self.values.shown().items():
             self._colors[value] = colors[name]
         self._colors[list(self.values.ignored_values)] = _IGNORED_COLOR
 
@@ -173,7 +173,7 @@ class ColorPng(_OnePng):
             spec["ignored_values"] = [list(c) for c in self.ignored_values]
         return spec
 
-    def _to_plane(self, png: Png, where: str) -> np.ndarray:
+    def _to_planes(self, png: Png, where: str) -> np.ndarray:
         codes = _code(np.moveaxis(_rgb_of(png, where).astype(np.int32), -1, 0))
         nearest = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
         strange = self._codes[nearest] != codes
@@ -184,9 +184,10 @@ class ColorPng(_OnePng):
                 f"{where}: found colours [{', '.join(found)}], which no class declares (declared: {declared}). "
                 "Add them to `values`, or to `ignored_values` to leave them out of training."
             )
-        return self._planes[nearest]
+        return self._planes[nearest][..., None]
 
-    def _to_pixels(self, plane: np.ndarray, where: str) -> np.ndarray:
+    def _to_pixels(self, planes: np.ndarray, where: str) -> np.ndarray:
+        plane = planes[..., 0]
         strange = values_outside(plane, self._rgb)
         if strange == [self.format.ignore_index]:
             raise ValueError(
