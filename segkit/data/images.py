@@ -9,9 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from segkit.data.image_checks import check_encoded, is_tiff
 from segkit.formats.files import walk
-from segkit.formats.limits import max_pixels as default_max_pixels
+from segkit.formats.image_files import read_image_file
 from segkit.formats.nifti_slices import (
     axis_number,
     load_volume,
@@ -24,7 +23,9 @@ from segkit.formats.nifti_slices import (
 from segkit.ops.sizes import fit_size as fit_size
 from segkit.suggest import closest
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".jp2", ".pgm", ".ppm")
+IMAGE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".j2k", ".pbm", ".pgm", ".ppm", ".pfm"
+)  # fmt: skip
 # cv2.resize averages over areas of at most four bands.
 _MAX_BANDS = 4
 
@@ -91,9 +92,7 @@ def image_refs(root: Path, path: Path, axis: str = "z", any_suffix: bool = False
 def read_image(source: str | Path | ImageRef, gray: bool = False, max_pixels: int | None = None) -> np.ndarray:
     """(H, W, B) pixels of an image in stored units; uint8, uint16 or float32.
 
-    8-bit images are red, green, blue: gray is repeated, alpha is dropped, palettes and 1-bit images become colours,
-    and the orientation a camera noted is applied. Every other depth, 8-bit TIFFs of other than 1, 3 or 4 bands,
-    and slices of volumes keep the bands they have.
+    Slices of volumes keep their bands; for files see `read_image_file`.
 
     Args:
         source: file, or what `find_images` returned.
@@ -104,19 +103,9 @@ def read_image(source: str | Path | ImageRef, gray: bool = False, max_pixels: in
         ValueError: names the file: missing, empty, cut short, damaged, too large, or no image.
     """
     ref = source if isinstance(source, ImageRef) else ImageRef(Path(source))
-    limit = default_max_pixels() if max_pixels is None else max_pixels
     if nifti_case_name(ref.path) is not None:
-        image = _read_slice(ref)
-    else:
-        data = _read_bytes(ref.path)
-        if is_tiff(data):
-            # Imported here: tifffile costs 0.1 s, and most data sets hold no TIFF.
-            from segkit.data.tiff_images import read_tiff
-
-            image = read_tiff(ref.path, data, gray, limit)
-        else:
-            image = _decode(ref.path, data, gray, limit)
-    return _finite(image, ref)
+        return _finite(_read_slice(ref), ref)
+    return _finite(read_image_file(ref.path, gray, max_pixels), ref)
 
 
 def image_spacing_mm(ref: ImageRef) -> tuple[float, float] | None:
@@ -152,75 +141,6 @@ def resize_planes(planes: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
         (2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(planes.shape[:2], size_hw, strict=True)
     )
     return planes[rows][:, columns]
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror}).") from None
-    if not data:
-        raise ValueError(f"{path}: the file is empty. Copy it again, or leave it out with `quarantine`.")
-    return data
-
-
-def _decode(path: Path, data: bytes, gray: bool, max_pixels: int) -> np.ndarray:
-    try:
-        header = check_encoded(data)
-    except ValueError as error:
-        raise ValueError(f"{path}: the file {error}. Copy it again, or leave it out with `quarantine`.") from None
-    if header.size_hw is not None:
-        check_pixels(path, header.size_hw, max_pixels)
-    if header.kind == "jpeg" and header.bands == 3 and header.upright and not gray:
-        colours = _decode_jpeg(data)
-        if colours is not None:
-            return colours
-    flag = cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
-    if header.depth is None or header.depth > 8:
-        image = _imdecode(data, cv2.IMREAD_UNCHANGED)
-        # What keeps 8 bits is decoded as colours or gray after all.
-        if header.depth is None and (image is None or image.dtype == np.uint8):
-            image = _imdecode(data, flag)
-    else:
-        image = _imdecode(data, flag)
-    if image is None:
-        raise ValueError(
-            f"{path}: cannot be decoded as an image (it starts with {data[:12]!r}). "
-            "Copy it again, save it as PNG, or leave it out with `quarantine`."
-        )
-    if image.ndim == 2:
-        return image[..., None]
-    if image.shape[2] >= 3:
-        code = cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
-        image = cv2.cvtColor(image, code)
-    return image
-
-
-def _decode_jpeg(data: bytes) -> np.ndarray | None:
-    """(H, W, 3) RGB by libjpeg-turbo with its SIMD code, the same values in half of OpenCV's time; None if damaged."""
-    import imagecodecs
-
-    try:
-        image = imagecodecs.jpeg8_decode(data)
-    except Exception:  # imagecodecs has an error of its own for each codec
-        return None  # OpenCV decodes what can be decoded, or says what is wrong
-    return image if image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8 else None
-
-
-def _imdecode(data: bytes, flag: int) -> np.ndarray | None:
-    try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flag)
-    except cv2.error:
-        return None
-
-
-def check_pixels(path: Path, size_hw: tuple[int, int], max_pixels: int) -> None:
-    """Refuse a file whose header declares no pixels, or more than `max_pixels`."""
-    if not 0 < size_hw[0] * size_hw[1] <= max_pixels:
-        raise ValueError(
-            f"{path}: declares {size_hw[0]}x{size_hw[1]} pixels, expected 1 to {max_pixels}. "
-            "Cut it into tiles, or leave it out with `quarantine`."
-        )
 
 
 def _read_slice(ref: ImageRef) -> np.ndarray:

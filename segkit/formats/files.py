@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -80,6 +81,21 @@ def path_of(root: str | Path, stem: str, suffix: str) -> Path:
 def existing(paths: Iterable[Path]) -> list[Path]:
     """Those of `paths` that are there."""
     return [path for path in paths if path.exists()]
+
+
+def read_whole(path: str | Path) -> bytes:
+    """All bytes of a regular file.
+
+    Raises:
+        ValueError: names the file: missing, not allowed, no regular file (a pipe would be waited for without end).
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            kind = "a folder" if os.path.isdir(path) else "a pipe or a device"
+            raise ValueError(f"{path}: is {kind}, expected a file. Remove it, or leave it out.")
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error}).") from None
 
 
 def write_whole(path: str | Path, content: bytes) -> None:

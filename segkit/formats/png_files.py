@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from segkit.formats.files import write_whole
+from segkit.formats.files import read_whole, write_whole
 from segkit.formats.limits import max_pixels
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
+_SAMPLES = {_GRAY: 1, _RGB: 3, _PALETTE: 1, _GRAY_ALPHA: 2, _RGB_ALPHA: 4}
 # Filters of a row, of which there are five.
 _STORED, _DIFFERENCES = 0, 1
 
@@ -45,10 +46,7 @@ def read_png(path: str | Path) -> Png:
     Raises:
         ValueError: names the file and says whether it is missing, no PNG, damaged, or too large.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    content = read_whole(path)
     try:
         return decode_png(content)
     except ValueError as error:
@@ -62,6 +60,10 @@ def decode_png(content: bytes) -> Png:
     limit = max_pixels()
     if not 0 < width * height <= limit:
         raise ValueError(f"declares {width} x {height} pixels, expected between 1 and {limit} of them.")
+    try:
+        check_packed(header, sum(map(len, pixels)))
+    except ValueError as error:
+        raise ValueError(f"{error}. Restore the file or leave it out.") from None
     if kind == _PALETTE and not palette:
         raise ValueError("is a palette PNG without a palette. Restore the file or leave it out.")
     if kind in (_GRAY, _PALETTE) and bits == 8 and rest == [0, 0, 0]:
@@ -134,6 +136,32 @@ def walk_chunks(content: bytes, checked: Collection[bytes] | None = None) -> Ite
             return
         start = end
     raise ValueError("is cut short: the end mark of PNG is missing")
+
+
+def check_packed(header: bytes, packed: int) -> None:
+    """Refuse a header whose pixels cannot come from `packed` bytes of data.
+
+    Deflate shrinks to 1/1032 at most (https://zlib.net/zlib_tech.html), so that fewer bytes are a header without its
+    pixels; and it hardly grows, so that many more are nothing but work.
+
+    Args:
+        header: content of the IHDR chunk.
+
+    Raises:
+        ValueError: says what is wrong, without the name of the file.
+    """
+    width, height, bits, kind = struct.unpack_from(">IIBB", header)
+    stored = height * width * bits * _SAMPLES.get(kind, 1) // 8
+    if stored > 1040 * packed + 4096:
+        raise ValueError(f"declares {height}x{width} pixels, which its {packed} bytes of data cannot hold")
+    if packed > 4 * (stored + height) + 65536:
+        raise ValueError(f"holds {packed} bytes of data, far more than {height}x{width} pixels take")
+
+
+def bare_png(content: bytes, kinds: Collection[bytes]) -> bytes:
+    """A whole PNG file with chunks of `kinds` alone: text and profiles can unfold to gigabytes."""
+    parts = [content[start:end] for kind, start, end in walk_chunks(content, ()) if kind in kinds]
+    return b"".join((PNG_SIGNATURE, *parts, _chunk(b"IEND", b"")))
 
 
 def _chunks(content: bytes) -> tuple[bytes, bytes, list[bytes]]:

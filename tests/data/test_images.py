@@ -187,7 +187,7 @@ def test_a_damaged_png_is_refused(tmp_path):
 def test_no_image_is_refused_by_name(tmp_path, content, suffix):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=rf"a\{suffix}: (the file is empty|cannot be decoded)"):
+    with pytest.raises(ValueError, match=rf"a\{suffix}: the file (is empty|cannot be decoded)"):
         read_image(path)
 
 

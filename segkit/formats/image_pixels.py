@@ -1,0 +1,44 @@
+"""What becomes of decoded pixels, whatever kind of file they come from."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def check_pixels(size_hw: tuple[int, int], limit: int) -> None:
+    """Refuse a header that declares no pixels, or more than `limit`."""
+    if not 0 < size_hw[0] * size_hw[1] <= limit:
+        raise ValueError(
+            f"declares {size_hw[0]}x{size_hw[1]} pixels, expected 1 to {limit} (raise SEGKIT_MAX_PIXELS to read more)"
+        )
+
+
+def as_pixels(image: np.ndarray, gray: bool) -> np.ndarray:
+    """(H, W, B) in uint8, uint16 or float32 of a decoded image whose bands are in order; 8-bit as RGB or gray."""
+    import cv2
+
+    image = image[..., None] if image.ndim == 2 else image
+    if image.dtype not in (np.uint8, np.uint16):
+        return image.astype(np.float32)
+    if image.dtype == np.uint16:
+        return image
+    if image.shape[2] in (2, 4):
+        image = image[..., :-1]
+    if image.shape[2] == 1 and not gray:
+        return np.repeat(image, 3, axis=2)
+    if image.shape[2] == 3 and gray:
+        return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[..., None]
+    return np.ascontiguousarray(image)
+
+
+def upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Undo the orientation a camera noted (TIFF 6.0, tag 274)."""
+    if orientation in (2, 3, 6, 7):
+        image = image[:, ::-1] if orientation in (2, 3) else image
+    if orientation in (3, 4):
+        image = image[::-1]
+    if orientation in (5, 6, 7, 8):
+        image = image.transpose(1, 0, 2)
+        image = image[:, ::-1] if orientation in (6, 7) else image
+        image = image[::-1] if orientation in (7, 8) else image
+    return image

@@ -1,0 +1,163 @@
+"""TIFF images of any depth and number of bands, which OpenCV reads only in part."""
+
+from __future__ import annotations
+
+import io
+import logging
+from typing import Any
+
+import cv2
+import numpy as np
+import tifffile
+
+from segkit.formats.image_checks import check_encoded
+from segkit.formats.image_pixels import as_pixels, check_pixels, upright
+
+# Values of 16 bands for each pixel that is allowed: of a file with hundreds of bands, fewer pixels are.
+_MAX_BANDS = 16
+_GRAY_FROM_WHITE, _PALETTE, _CMYK, _YCBCR = 0, 3, 5, 6
+# Lightness and two colours: Lab (CIE, ICC, ITU) and the logarithms of SGI.
+_OTHER_COLOURS = (8, 9, 10, 32844, 32845)
+# What ExtraSamples calls a fourth band that is transparency: premultiplied or not.
+_ALPHA = (1, 2)
+# Compression methods that fill a buffer of known size, with the bytes that one byte may become: none, CCITT (which
+# leaves out rows that do not change), LZW, deflate, PackBits, LZMA, ZSTD.
+_ANY = 1 << 40
+_GROWTH = {1: 1, 2: _ANY, 3: _ANY, 4: _ANY, 5: 2600, 8: 1040, 32773: 64, 32946: 1040, 34925: _ANY, 50000: _ANY}
+# Methods that store whole JPEG, JPEG 2000, PNG or WebP files, each with a size of its own.
+_PICTURES = (7, 33003, 33005, 34712, 34933, 50001)
+
+
+def decode_tiff(data: bytes, gray: bool, limit: int) -> np.ndarray:
+    """(H, W, B) of the first picture in a TIFF file; see `read_image_file`.
+
+    Raises:
+        ValueError: says what is wrong, without the name of the file.
+    """
+    # Damage is raised below with the name of the file; tifffile would print it as well.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    try:
+        # Not other files, which the description of an OME-TIFF may name.
+        with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
+            series = file.series[0]
+            _check_size(series, limit)
+            _check_pages(series, data)
+            image, page = _bands_last(series.asarray(), series.axes), series.keyframe
+            image = upright(_as_depth(image, page), int(_tag(page, "Orientation", 1)))
+            return np.ascontiguousarray(_as_colours(image, page, gray) if image.dtype == np.uint8 else image)
+    except (_Refused, MemoryError):
+        raise
+    except Exception as error:  # tifffile and imagecodecs raise many kinds, down to struct.error
+        raise ValueError(f"cannot be decoded as a TIFF image ({error or type(error).__name__})") from None
+
+
+class _Refused(ValueError):
+    """What is wrong is known and said."""
+
+
+def _check_size(series: Any, limit: int) -> None:
+    sizes = dict(zip(series.axes, map(int, series.shape), strict=True))
+    values = 1
+    for size in sizes.values():
+        values *= size
+    size_hw = sizes.get("Y", 1), sizes.get("X", 1)
+    try:
+        check_pixels(size_hw, limit)
+    except ValueError as error:
+        raise _Refused(str(error)) from None
+    if not 0 < values <= _MAX_BANDS * limit:
+        shape = "x".join(map(str, series.shape))
+        raise _Refused(f"declares {shape} values, expected at most {_MAX_BANDS} for each of {limit} pixels")
+
+
+def _check_pages(series: Any, data: bytes) -> None:
+    """Refuse pages whose strips or tiles are not all there, or would unfold to more than the page."""
+    for page in series.pages:
+        if page is None:
+            continue
+        key = page.keyframe
+        if key.compression not in _GROWTH and key.compression not in _PICTURES:
+            raise _Refused(f"is compressed by method {key.compression} of TIFF, which is not read")
+        if key.photometric in _OTHER_COLOURS:
+            raise _Refused(f"has colours of kind {key.photometric} of TIFF, expected gray, RGB, palette or CMYK")
+        size = key.imagedepth * key.imagelength * key.imagewidth
+        tile = key.tiledepth * key.tilelength * key.tilewidth if key.is_tiled else 0
+        if tile > 4 * size + 2**20:
+            raise _Refused(f"is cut into tiles of {tile} pixels, but has only {size}")
+        stored, empty = 0, 0
+        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+            # tifffile fills strips that lie behind the end of the file with zeros.
+            if offset + count > len(data):
+                raise ValueError(f"cut short: data up to byte {offset + count} of {len(data)}")
+            if key.compression in _PICTURES and count:
+                _check_picture(data[offset : offset + count], key)
+            stored, empty = stored + count, empty + (not count)
+        # Strips without bytes are legal, and empty.
+        if not empty and size * key.samplesperpixel * key.bitspersample // 8 > _growth(key) * stored + 4096:
+            raise _Refused(
+                f"declares {key.imagelength}x{key.imagewidth} pixels of {key.samplesperpixel} bands, "
+                f"which its {stored} bytes of data cannot hold"
+            )
+
+
+def _growth(key: Any) -> int:
+    return _GROWTH.get(key.compression, _ANY)
+
+
+def _check_picture(content: bytes, key: Any) -> None:
+    """Refuse a strip or tile that is an image file of its own, larger than its place."""
+    height, width = check_encoded(content).size_hw
+    room = (key.tilelength, key.tilewidth) if key.is_tiled else (key.rowsperstrip, key.imagewidth)
+    if height > max(room[0], key.imagelength if not key.is_tiled else 0) or width > room[1]:
+        raise _Refused(f"holds a part of {height}x{width} pixels, expected at most {room[0]}x{room[1]}")
+
+
+def _bands_last(stored: np.ndarray, axes: str) -> np.ndarray:
+    """(H, W, B) from whatever order the bands lie in: interleaved, planar, or a page each."""
+    keep = [i for i, n in enumerate(stored.shape) if n != 1 or axes[i] in "YX"]
+    stored, axes = stored.reshape([stored.shape[i] for i in keep]), "".join(axes[i] for i in keep)
+    if stored.ndim == 2:
+        return stored[..., None]
+    if stored.ndim != 3:
+        raise _Refused(f"holds an array of shape {stored.shape} (axes {axes}), expected one picture of several bands")
+    if axes.endswith("YX"):
+        # Many writers store (H, W, B) without saying so, and a reader sees H pages of W x B pixels.
+        interleaved = axes[0] in "QIC" and stored.shape[2] < min(stored.shape[:2])
+        return stored if interleaved else np.moveaxis(stored, 0, -1)
+    return stored
+
+
+def _as_depth(image: np.ndarray, page: Any) -> np.ndarray:
+    """The same image in uint8, uint16 or float32, black at 0, palettes as colours."""
+    if image.dtype == bool:
+        image = image.view(np.uint8) * np.uint8(255)
+    if page.photometric == _PALETTE and page.colormap is not None:
+        if image.max(initial=0) >= page.colormap.shape[1]:
+            raise ValueError(f"index {image.max()} of a palette of {page.colormap.shape[1]} colours")
+        return (page.colormap >> 8).astype(np.uint8).T[image[..., 0]]
+    if page.photometric == _GRAY_FROM_WHITE and image.dtype.kind == "u":
+        image = np.iinfo(image.dtype).max - image
+    if image.dtype in (np.uint8, np.uint16):
+        return image.astype(image.dtype.newbyteorder("="), copy=False)
+    if image.dtype.kind not in "iuf":
+        raise _Refused(f"has pixels of {image.dtype}, expected whole numbers or floats")
+    return image.astype(np.float32)
+
+
+def _as_colours(image: np.ndarray, page: Any, gray: bool) -> np.ndarray:
+    """8-bit gray, gray + alpha, RGB, RGBA, CMYK and YCbCr as RGB (or gray); other bands as they are."""
+    extra = tuple(np.atleast_1d(_tag(page, "ExtraSamples", ())))
+    bands = image.shape[2]
+    if page.photometric == _CMYK and bands >= 4:
+        ink, black = image[..., :3], image[..., 3:4]
+        image = cv2.multiply(255 - ink, np.repeat(255 - black, 3, axis=2), scale=1 / 255)
+    elif page.photometric == _YCBCR and bands == 3 and page.compression not in _PICTURES:
+        image = cv2.cvtColor(np.ascontiguousarray(image[..., [0, 2, 1]]), cv2.COLOR_YCrCb2RGB)
+    elif bands in (2, 4) and not (extra and int(extra[-1]) in _ALPHA):
+        return image
+    return image if image.shape[2] > 4 else as_pixels(image, gray)
+
+
+def _tag(page: Any, name: str, default: Any) -> Any:
+    tag = page.tags.get(name)
+    return default if tag is None else tag.value
