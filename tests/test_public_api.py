@@ -17,7 +17,7 @@ FLOORS = (
     {"_version", "suggest"},
     {"formats", "ops"},
     {"data", "models", "losses", "metrics"},
-    {"inference", "training"},
+    {"inference", "training", "inspection"},
     {"config", "shipped"},
     {"experiment"},
     {"demo"},
