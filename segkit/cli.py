@@ -78,7 +78,7 @@ def train(
 @app.command(epilog="Example: segkit evaluate runs/camvid --config configs/camvid_multiclass_fpn.yaml --split test")
 def evaluate(
     model: Annotated[Path | None, typer.Argument(help="Run folder or bundle.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Config; with --predictions only its masks section.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Config; with --masks only its masks section.")] = None,
     split: Annotated[str | None, typer.Option(help="Part of the config's data: train, val or test.")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of images, in place of a config.")] = None,
     masks: Annotated[Path | None, typer.Option(help="Folder of true masks.")] = None,
@@ -90,17 +90,25 @@ def evaluate(
 ) -> None:
     """Score a model, or a folder of predicted masks, against true masks."""
     from segkit.config import read_config
-    from segkit.experiment import open_evaluation, open_masks
+    from segkit.experiment import open_evaluation, open_masks, open_part, scored_part
     from segkit.inference.evaluate import evaluate as score
-    from segkit.inference.evaluate import evaluate_predictions
+    from segkit.inference.evaluate import evaluate_predictions, evaluate_predictions_of
     from segkit.shipped import find_config
 
     if predictions is not None:
-        if model is not None or images is not None or masks is None or config is None:
-            raise ValueError("--predictions DIR goes with --masks DIR and --config CONFIG, and without a MODEL.")
-        codec = open_masks(read_config(find_config(config), overrides or []).masks)
+        if model is not None or images is not None or config is None:
+            raise ValueError(
+                "--predictions DIR goes with --config CONFIG and, in place of the config's data, --masks DIR; "
+                "without a MODEL."
+            )
+        experiment = read_config(find_config(config), overrides or [])
         with _progress("scoring masks") as update:
-            scores = evaluate_predictions(predictions, masks, codec, progress=update)
+            if masks is not None:
+                scores = evaluate_predictions(predictions, masks, open_masks(experiment.masks), progress=update)
+            else:
+                split = scored_part(experiment, split)
+                data = open_part(experiment, split, open_masks(experiment.masks, experiment.data.axis))
+                scores = evaluate_predictions_of(predictions, data, progress=update)
         _show_scores(scores, json, split)
         return
     if model is None:

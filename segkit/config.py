@@ -50,6 +50,9 @@ class PartConfig(Section):
 
     images: str | None = None
     masks: str | None = None
+    image_pattern: str | None = None  # of the file of a sample, without suffix; None: {stem}
+    mask_pattern: str | None = None
+    bands: Annotated[Sequence[str], Field(min_length=1)] | None = None  # files of an image, {band} in image_pattern
     list: str | None = None  # file with one stem per line
     from_: Literal["train"] | None = Field(None, alias="from")
     fraction: float = Field(0.1, gt=0, lt=1)  # of what the training part still holds, split off by groups
@@ -58,7 +61,8 @@ class PartConfig(Section):
 
     @model_validator(mode="after")
     def _either_folders_or_a_share(self) -> PartConfig:
-        folders, share = ("images", "masks", "list"), ("fraction", "group", "seed")
+        folders = ("images", "masks", "image_pattern", "mask_pattern", "bands", "list")
+        share = ("fraction", "group", "seed")
         if self.from_ is None:
             lonely = [name for name in share if getattr(self, name) != type(self).model_fields[name].default]
             if lonely:

@@ -16,7 +16,7 @@ import numpy as np
 from segkit.config import Experiment, MasksConfig, read_config
 from segkit.data.cache import PLACES
 from segkit.data.datasets import MaskDataset, check_training_sizes
-from segkit.data.layouts import open_layout
+from segkit.data.layouts import PART_KEYS, open_layout
 from segkit.data.reading import ImageReading
 from segkit.data.splits import read_stem_list, split_stems
 from segkit.formats.codec import Codec
@@ -224,12 +224,18 @@ def open_evaluation(
     if codec is None:
         raise ValueError(f"{model}: saved without a codec; give --config, whose masks section says how to read masks.")
     if images is not None and masks is not None:
-        return network, MaskDataset(images, masks, codec, reading=network.reading), split
+        return network, MaskDataset(images, masks, codec, reading=network.reading.for_new_images()), split
     assert experiment is not None
-    part = split or ("test" if experiment.data.test is not None else "val")
+    part = scored_part(experiment, split)
+    return network, open_part(experiment, part, codec, network.reading), part
+
+
+def scored_part(config: Experiment, split: str | None) -> str:
+    """The part that `--split` names; default test, or val where the config has no test."""
+    part = split or ("test" if config.data.test is not None else "val")
     if part not in ("train", "val", "test"):
         raise ValueError(f"--split is {part!r}: expected train, val or test.")
-    return network, open_part(experiment, part, codec, network.reading), part
+    return part
 
 
 def verify(parts: Parts, config: Experiment, progress: Any) -> None:
@@ -308,13 +314,16 @@ def _open_folders(config: Experiment, name: str, codec: Codec, reading: ImageRea
     part = getattr(config.data, name)
     if part is None:
         raise ValueError(f"the config takes a part of `data.{name}`, which it does not describe.")
-    where = {key: value for key in ("images", "masks", "list") if (value := getattr(part, key)) is not None}
+    where = {key: value for key in PART_KEYS if (value := getattr(part, key)) is not None}
     folders = open_layout(config.data.layout, Path(config.data.root), name, where)
     left_out = read_stem_list(Path(config.data.root, config.data.quarantine)) if config.data.quarantine else []
     data = MaskDataset(
         folders.images,
         folders.masks,
         codec,
+        image_pattern=folders.image_pattern,
+        mask_pattern=folders.mask_pattern,
+        bands=folders.bands,
         stems=folders.stems,
         reading=reading,
         quarantine=left_out,

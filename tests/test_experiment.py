@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import json
 import logging
 import multiprocessing
 
+import cv2
 import pytest
 
 from segkit.config import read_config
@@ -166,3 +168,58 @@ def test_volumes_too(tmp_path, home):
     codec = open_codec("nifti", FORMATS["exclusive"])
     ds = write_set(tmp_path / "volumes", FORMATS["exclusive"], 3, codec=codec)
     assert [s.stem for s in ds.cached()] == ["case@z000", "case@z001", "case@z002"]
+
+
+def rename(root, **patterns):
+    """Name the images and masks below `root` as users find them, each by a function of its path."""
+    for folder, name in patterns.items():
+        for path in sorted(root.glob(f"*/{folder}/*")):
+            path.rename(path.with_name(name(path)))
+
+
+def test_files_keep_the_names_they_have_from_training_to_scores(tmp_path):
+    path = write_config(tmp_path, "exclusive")
+    rename(tmp_path, images=lambda p: f"{p.stem}_photo{p.suffix}", masks=lambda p: f"gt_{p.stem}{p.suffix}")
+    named = "image_pattern: '{stem}_photo', mask_pattern: 'gt_{stem}'"
+    path.write_text(path.read_text().replace("/masks}", f"/masks, {named}}}"))
+    assert segkit("train", path, "--out", tmp_path / "run", "--json", tmp_path / "trained.json") == 0
+    out = tmp_path / "out"
+    assert segkit("predict", tmp_path / "run", tmp_path / "val" / "images", "--out", out, "--device", "cpu") == 0
+    assert sorted(p.name for p in out.iterdir()) == ["s0_photo.png", "s1_photo.png"]
+    scores = tmp_path / "scores.json"
+    scoring = ("evaluate", "--config", path, "--predictions", out, "--json", scores)
+    assert segkit(*scoring, "--split", "val") == 0
+    assert json.loads(scores.read_text()) == json.loads((tmp_path / "trained.json").read_text())
+    (out / "s0_photo.png").rename(out / "s0.png")  # named by the sample
+    (out / "more.png").write_bytes((out / "s0.png").read_bytes())  # of an image that val does not hold
+    assert segkit(*scoring) == 0
+    assert json.loads(scores.read_text()) == json.loads((tmp_path / "trained.json").read_text())
+    (out / "s1_photo.png").unlink()
+    assert segkit(*scoring) == 2
+
+
+def test_bands_in_files_of_their_own_are_joined_in_prediction_too(tmp_path):
+    path = write_config(tmp_path, "exclusive")
+    for image in sorted(tmp_path.glob("*/images/*")):
+        for number, band in enumerate(cv2.split(cv2.imread(str(image)))[:2]):
+            cv2.imwrite(str(image.with_name(f"{image.stem}_{number:04d}.png")), band)
+        image.unlink()
+    named = "image_pattern: '{stem}_{band}', bands: ['0000', '0001']"
+    path.write_text(path.read_text().replace("/masks}", f"/masks, {named}}}"))
+    assert segkit("train", path, "--out", tmp_path / "run", "--json", tmp_path / "trained.json") == 0
+    scores = tmp_path / "scores.json"
+    assert segkit("evaluate", tmp_path / "run", "--json", scores, "--device", "cpu") == 0
+    assert json.loads(scores.read_text()) == json.loads((tmp_path / "trained.json").read_text())
+    out = tmp_path / "out"
+    images = sorted((tmp_path / "val" / "images").iterdir())
+    assert len(images) == 4
+    assert segkit("predict", tmp_path / "run", *images, "--out", out, "--device", "cpu") == 0
+    assert sorted(p.name for p in out.iterdir()) == ["s0.png", "s1.png"]
+    assert segkit("evaluate", "--config", path, "--predictions", out, "--json", scores) == 0
+    assert json.loads(scores.read_text()) == json.loads((tmp_path / "trained.json").read_text())
+    images[0].unlink()  # a band that is missing fails its image, and no other
+    report = tmp_path / "report.json"
+    again = ("predict", tmp_path / "run", tmp_path / "val" / "images", "--json", report, "--device", "cpu")
+    assert segkit(*again, "--out", tmp_path / "again") == 1
+    assert [f["reason"].count("['0000']") for f in json.loads(report.read_text())["failed"]] == [1]
+    assert segkit("predict", tmp_path / "run", *tmp_path.glob("val/masks"), "--out", tmp_path / "no") == 2

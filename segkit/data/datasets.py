@@ -15,17 +15,13 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from segkit.data.cache import DecodedCopy, NoRoom, Source, decoded_copy
-from segkit.data.images import (
-    IMAGE_SUFFIXES,
-    ImageRef,
-    fit_size,
-    resize_image,
-    resize_planes,
-)
+from segkit.data.images import fit_size, resize_image, resize_planes
 from segkit.data.origin import Origin, find_origin
+from segkit.data.pairing import find_pairs
+from segkit.data.patterns import STEM, Pattern
 from segkit.data.reading import ImageReading
 from segkit.data.sample import Sample
-from segkit.data.splits import find_stems, match_stems
+from segkit.data.splits import match_stems
 from segkit.formats.classes import classes_to_list
 from segkit.formats.codec import Codec
 from segkit.formats.mask_format import MaskFormat
@@ -37,7 +33,9 @@ _ESTIMATED_FROM = 16
 
 
 class MaskDataset(Dataset):
-    """Images and masks of the same stems, as samples.
+    """Images and masks of the same samples.
+
+    A sample's stem is the name that its image and its mask share; where files are named otherwise, patterns say how.
 
     `ds[i]` and `ds[epoch, i]` are resized and augmented, `ds.read(i)` is what the files hold. The augmentation of
     sample i in an epoch depends on (seed, epoch, i) alone, not on workers, ranks or what was read before.
@@ -46,6 +44,10 @@ class MaskDataset(Dataset):
         images: folder of images.
         masks: folder of masks, read by `codec`.
         codec: how the files hold the planes.
+        image_pattern, mask_pattern: how files are named after a stem, such as `{stem}_mask`, see `Pattern`; files
+            named otherwise are no part of the data. Default for images: that of `reading`.
+        bands: names of the bands that lie in a file each, in place of `{band}` in `image_pattern`; default that of
+            `reading`.
         stems: take these samples only, in this order, see `match_stems`; each must have an image and a mask.
         augment: called with (sample, random seed); see `build_augment`.
         resize: [height, width], or the length of the longer side.
@@ -68,6 +70,9 @@ class MaskDataset(Dataset):
         masks: str | Path,
         codec: Codec,
         *,
+        image_pattern: str | None = None,
+        mask_pattern: str = STEM,
+        bands: Sequence[str] | None = None,
         stems: Iterable[str] | None = None,
         augment: Callable[[Sample, int], Sample] | None = None,
         resize: int | Sequence[int] | None = None,
@@ -78,15 +83,14 @@ class MaskDataset(Dataset):
         if resize is not None:
             fit_size((1, 1), resize)
         self.images, self.masks, self.codec = Path(images), Path(masks), codec
-        self.augment, self.resize, self.reading, self.seed = augment, resize, reading, seed
-        refs = reading.find(self.images)
-        mask_stems = codec.stems(self.masks)
-        # A name without an image may mean a mask that has none.
-        left_out, self.quarantine_unknown = find_stems(quarantine, [*refs, *mask_stems])
-        self.stems, self.quarantined = _paired(
-            self, refs, mask_stems, set(left_out), None if stems is None else list(stems)
+        self.augment, self.resize, self.seed = augment, resize, seed
+        self.reading = reading.named(image_pattern, bands)
+        self.mask_pattern = Pattern(mask_pattern)
+        pairs = find_pairs(
+            self.images, self.masks, codec, self.reading, self.mask_pattern, stems=stems, quarantine=quarantine
         )
-        self._refs = [refs[stem] for stem in self.stems]
+        self.stems, self.quarantined, self.quarantine_unknown = list(pairs.images), pairs.left_out, pairs.unknown
+        self._refs, self._mask_names = list(pairs.images.values()), list(pairs.masks.values())
         self._copy: DecodedCopy | None = None
 
     @property
@@ -114,11 +118,22 @@ class MaskDataset(Dataset):
         if self._copy is not None:
             return self._copy.read(stem)
         image = self.reading.read(ref)
-        return Sample(stem, image, self.codec.read(self.masks, stem), self.reading.spacing_mm(ref))
+        return Sample(stem, image, self.codec.read(self.masks, self._mask_names[index]), self.reading.spacing_mm(ref))
 
     def image_path(self, index: int) -> Path:
-        """File of image `index`."""
+        """File of image `index`; the first one where its bands lie in several."""
         return self._refs[index].path
+
+    def prediction_stem(self, index: int) -> str:
+        """Name of the mask that `segkit predict` writes for image `index`: that of its file.
+
+        An image whose bands lie in several files has no such name; its sample's takes its place.
+        """
+        return self.stems[index] if self.reading.bands else self.reading.files.name(self.stems[index])
+
+    def mask_stem(self, index: int) -> str:
+        """Name of mask `index` for `codec`."""
+        return self._mask_names[index]
 
     def without_augment(self) -> MaskDataset:
         """The same samples, not augmented."""
@@ -128,10 +143,11 @@ class MaskDataset(Dataset):
 
     def subset(self, stems: Iterable[str]) -> MaskDataset:
         """The samples of these stems, in this order."""
-        known = dict(zip(self.stems, self._refs, strict=True))
+        known = {stem: index for index, stem in enumerate(self.stems)}
         other = copy.copy(self)
         other.stems = match_stems(stems, known, self.images)
-        other._refs = [known[s] for s in other.stems]
+        other._refs = [self._refs[known[s]] for s in other.stems]
+        other._mask_names = [self._mask_names[known[s]] for s in other.stems]
         return other
 
     def cached(
@@ -241,10 +257,12 @@ class MaskDataset(Dataset):
             "classes": classes_to_list(self.format.classes),  # colours too, which `color_png` reads by
             "planes": [self.format.num_planes, self.format.dtype.name],
             "reading": asdict(self.reading),
+            "mask_pattern": self.mask_pattern.text,
             "stems": self.stems,
         }
-        mask_files = (path for stem in self.stems for path in self.codec.files(self.masks, stem))
-        return find_origin(self.images, (ref.path for ref in self._refs), self.masks, mask_files, options)
+        image_files = (path for ref in self._refs for path in ref.files)
+        mask_files = (path for name in self._mask_names for path in self.codec.files(self.masks, name))
+        return find_origin(self.images, image_files, self.masks, mask_files, options)
 
     def _estimated_bytes(self) -> int:
         """About how large all samples are once decoded, from some of them; what is wrong with those is told later."""
@@ -290,48 +308,8 @@ def _resized(sample: Sample, size_hw: tuple[int, int]) -> Sample:
     return Sample(sample.stem, resize_image(sample.image, size_hw), resize_planes(sample.planes, size_hw), spacing)
 
 
-def _paired(
-    ds: MaskDataset, refs: dict[str, ImageRef], mask_stems: list[str], left_out: set[str], wanted: list[str] | None
-) -> tuple[list[str], list[str]]:
-    """Stems that have both image and mask, after all that do not were refused; and those left out on purpose."""
-    if not refs:
-        raise ValueError(f"{ds.images}: no images here (read are {', '.join(IMAGE_SUFFIXES)}, .nii and .nii.gz).")
-    if not mask_stems:
-        raise ValueError(f"{ds.masks}: no masks here that the codec {ds.codec.name!r} reads.")
-    masks = set(mask_stems)
-    listed = wanted is not None
-    meant = list(refs) if wanted is None else match_stems(wanted, refs, ds.images)
-    wanted = [s for s in meant if s not in left_out]
-    no_mask = [s for s in wanted if s not in masks]
-    # A list says which samples are meant; masks of others may lie beside them.
-    no_image = [] if listed else [s for s in mask_stems if s not in refs and s not in left_out]
-    if no_mask or no_image:
-        raise ValueError(_unpaired_text(ds, wanted, no_mask, no_image))
-    if not wanted:
-        raise ValueError(f"{ds.images}: all {len(refs)} images are left out by `quarantine` or the list of samples.")
-    return wanted, [s for s in meant if s in left_out]
-
-
-def _unpaired_text(ds: MaskDataset, wanted: list[str], no_mask: list[str], no_image: list[str]) -> str:
-    parts = []
-    if no_mask:
-        parts.append(
-            f"{len(no_mask)} of {len(wanted)} images in {ds.images} have no mask in {ds.masks}: {_first(no_mask)}"
-        )
-    if no_image:
-        parts.append(f"{len(no_image)} masks in {ds.masks} have no image in {ds.images}: {_first(no_image)}")
-    text = "; ".join(parts)
-    if len(no_mask) == len(wanted):
-        return f"{text}. Image and mask belong together when their names agree up to the suffix: rename one side."
-    return f"{text}. Add what is missing, leave these out with `quarantine`, or name the samples to use in a list."
-
-
 def _fault_text(ds: MaskDataset, faults: list[str]) -> str:
     shown = "".join(f"\n  {fault}" for fault in faults[:_MAX_FAULTS])
     more = f"\n  ... and {len(faults) - _MAX_FAULTS} more" if len(faults) > _MAX_FAULTS else ""
     head = f"{ds.images}: {len(faults)} faults in {len(ds)} samples; mend them, or name the stems in `quarantine`"
     return f"{head}:{shown}{more}"
-
-
-def _first(stems: Sequence[str]) -> str:
-    return ", ".join(stems[:_SHOWN]) + (f", ... ({len(stems)} in all)" if len(stems) > _SHOWN else "")

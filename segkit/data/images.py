@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from segkit.data.patterns import Pattern
 from segkit.formats.files import walk
 from segkit.formats.image_files import read_image_file
 from segkit.formats.nifti_slices import (
@@ -32,17 +33,26 @@ _MAX_BANDS = 4
 
 @dataclass(frozen=True)
 class ImageRef:
-    """Where one image lies: a file, or one slice of a volume.
+    """Where one image lies: a file, one slice of a volume, or either of several files that hold a band each.
 
     Attributes:
-        path: the file.
+        path: the file; of several the first.
         axis: `x`, `y` or `z` for a slice of a volume, else None.
         index: number of the slice, from 0.
+        bands: all files in the order of the bands, where there are several.
+        missing: names of bands without a file; such an image cannot be read.
     """
 
     path: Path
     axis: str | None = None
     index: int | None = None
+    bands: tuple[Path, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What is read for this image."""
+        return self.bands or (self.path,)
 
     def __str__(self) -> str:
         return str(self.path) if self.axis is None else f"{self.path} (slice {self.axis}{self.index})"
@@ -73,6 +83,31 @@ def find_images(root: str | Path, axis: str = "z") -> dict[str, ImageRef]:
     return dict(sorted(found.items()))
 
 
+def join_bands(refs: dict[str, ImageRef], pattern: Pattern) -> dict[str, ImageRef]:
+    """Images by the stem of their sample, of those whose names match `pattern`; files of bands become one image.
+
+    Args:
+        refs: images by the stem of their file, as `find_images` gives them.
+    """
+    if pattern.is_plain:
+        return refs
+    if not pattern.bands:
+        return {stem: refs[name] for stem, name in sorted(pattern.by_stem(refs).items())}
+    found: dict[str, dict[str, ImageRef]] = {}
+    for name, ref in refs.items():
+        match = pattern.match(name)
+        if match is not None:
+            found.setdefault(match[0], {})[match[1]] = ref
+    return {stem: _joined(parts, pattern.bands) for stem, parts in sorted(found.items())}
+
+
+def _joined(parts: dict[str, ImageRef], bands: tuple[str, ...]) -> ImageRef:
+    there = [parts[band] for band in bands if band in parts]
+    return replace(
+        there[0], bands=tuple(ref.path for ref in there), missing=tuple(band for band in bands if band not in parts)
+    )
+
+
 def image_refs(root: Path, path: Path, axis: str = "z", any_suffix: bool = False) -> Iterator[tuple[str, ImageRef]]:
     """(stem below `root`, image) of a file: one, one for each slice of a volume, or none where it is no image.
 
@@ -92,7 +127,8 @@ def image_refs(root: Path, path: Path, axis: str = "z", any_suffix: bool = False
 def read_image(source: str | Path | ImageRef, gray: bool = False, max_pixels: int | None = None) -> np.ndarray:
     """(H, W, B) pixels of an image in stored units; uint8, uint16 or float32.
 
-    Slices of volumes keep their bands; for files see `read_image_file`.
+    Slices of volumes keep their bands; for files see `read_image_file`. Of several files that make one image, each
+    keeps the bands it has: one if it is gray.
 
     Args:
         source: file, or what `find_images` returned.
@@ -103,9 +139,39 @@ def read_image(source: str | Path | ImageRef, gray: bool = False, max_pixels: in
         ValueError: names the file: missing, empty, cut short, damaged, too large, or no image.
     """
     ref = source if isinstance(source, ImageRef) else ImageRef(Path(source))
+    if ref.bands or ref.missing:
+        return _read_bands(ref, max_pixels)
+    return _read_file(ref, gray, max_pixels)
+
+
+def _read_file(ref: ImageRef, gray: bool | None, max_pixels: int | None) -> np.ndarray:
     if nifti_case_name(ref.path) is not None:
         return _finite(_read_slice(ref), ref)
     return _finite(read_image_file(ref.path, gray, max_pixels), ref)
+
+
+def _read_bands(ref: ImageRef, max_pixels: int | None) -> np.ndarray:
+    """(H, W, B) of several files, one after the other."""
+    if ref.missing:
+        raise ValueError(
+            f"{ref.path}: the image has no file for the bands {list(ref.missing)}. Add them, or leave the image out "
+            "with `quarantine`."
+        )
+    parts: list[np.ndarray] = []
+    for path in ref.bands:
+        one = replace(ref, path=path, bands=())
+        part = _read_file(one, None, max_pixels)
+        if parts and (part.shape[:2], part.dtype) != (parts[0].shape[:2], parts[0].dtype):
+            raise ValueError(
+                f"{one}: is {_kind_text(part)}, but {ref.bands[0].name} is {_kind_text(parts[0])}: the bands of an "
+                "image have one size and one depth. Store them alike, or leave the image out with `quarantine`."
+            )
+        parts.append(part)
+    return np.concatenate(parts, axis=2)
+
+
+def _kind_text(image: np.ndarray) -> str:
+    return f"{image.shape[0]}x{image.shape[1]} (height x width) of {image.dtype}"
 
 
 def image_spacing_mm(ref: ImageRef) -> tuple[float, float] | None:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from segkit.data.embedded import write_mni152, write_scene
+from segkit.data.patterns import STEM
 from segkit.data.splits import read_stem_list
 from segkit.suggest import closest
 
-_KEYS = ("images", "masks", "list")
+# What a config may say of a part.
+PART_KEYS = ("images", "masks", "image_pattern", "mask_pattern", "bands", "list")
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,16 @@ class Part:
         images: folder of images.
         masks: folder of masks.
         stems: the samples to take, or None for all.
+        image_pattern, mask_pattern: how files are named after stems, see `Pattern`.
+        bands: names of the bands where they lie in a file each, else none.
     """
 
     images: Path
     masks: Path
     stems: list[str] | None = None
+    image_pattern: str = STEM
+    mask_pattern: str = STEM
+    bands: tuple[str, ...] = ()
 
 
 Layout = Callable[[Path, str, Mapping[str, Any]], Part]
@@ -37,7 +44,7 @@ def open_layout(layout: str, root: str | Path, name: str, part: Mapping[str, Any
 
     Args:
         name: train, val or test.
-        part: `images`, `masks` and `list` as in a config.
+        part: some of `PART_KEYS`, as in a config.
 
     Raises:
         ValueError: an unknown layout or key, with the closest known one; a key that is missing; a list that
@@ -50,9 +57,9 @@ def open_layout(layout: str, root: str | Path, name: str, part: Mapping[str, Any
 
 def folders(root: Path, name: str, part: Mapping[str, Any]) -> Part:
     """`{images: DIR, masks: DIR}` below `root`, optionally with `list: FILE`, one stem per line."""
-    unknown = [key for key in part if key not in _KEYS]
+    unknown = [key for key in part if key not in PART_KEYS]
     if unknown:
-        raise ValueError(f"data.{name} has no key {unknown[0]!r}. {closest(unknown[0], _KEYS)}")
+        raise ValueError(f"data.{name} has no key {unknown[0]!r}. {closest(unknown[0], PART_KEYS)}")
     for key in ("images", "masks"):
         if not isinstance(part.get(key), (str, Path)):
             raise ValueError(f"data.{name} is {dict(part)}: expected {{images: FOLDER, masks: FOLDER}}.")
@@ -61,6 +68,9 @@ def folders(root: Path, name: str, part: Mapping[str, Any]) -> Part:
         images=root / part["images"],
         masks=root / part["masks"],
         stems=None if listed is None else read_stem_list(root / listed),
+        image_pattern=part.get("image_pattern", STEM),
+        mask_pattern=part.get("mask_pattern", STEM),
+        bands=tuple(part.get("bands", ())),
     )
 
 

@@ -27,7 +27,7 @@ _NAMES = {
 }
 
 
-def read_image_file(path: str | Path, gray: bool = False, limit: int | None = None) -> np.ndarray:
+def read_image_file(path: str | Path, gray: bool | None = False, limit: int | None = None) -> np.ndarray:
     """(H, W, B) pixels of an image file in stored units; uint8, uint16 or float32.
 
     8-bit images are red, green, blue: gray is repeated, alpha is dropped, palettes and 1-bit images become colours,
@@ -36,7 +36,7 @@ def read_image_file(path: str | Path, gray: bool = False, limit: int | None = No
 
     Args:
         path: PNG, JPEG, WebP, BMP, GIF, PBM, PGM, PPM, PFM, JPEG 2000 or TIFF, told by content and not by suffix.
-        gray: 8-bit images give one band, B = 1.
+        gray: 8-bit images give one band, B = 1; None: gray ones give one, and those of colours three.
         limit: a file that declares more pixels is refused before it is decoded; default `limits.max_pixels()`.
 
     Raises:
@@ -64,7 +64,7 @@ def read_image_file(path: str | Path, gray: bool = False, limit: int | None = No
         ) from None
 
 
-def _decode(data: bytes, gray: bool, limit: int) -> np.ndarray:
+def _decode(data: bytes, gray: bool | None, limit: int) -> np.ndarray:
     """(H, W, B) of all kinds but TIFF; errors do not name the file."""
     header = check_encoded(data)
     check_pixels(header.size_hw, limit)
@@ -84,7 +84,7 @@ def _decode(data: bytes, gray: bool, limit: int) -> np.ndarray:
     return image
 
 
-def _decode_with(decoder: str, data: bytes, gray: bool, **options: int) -> np.ndarray | None:
+def _decode_with(decoder: str, data: bytes, gray: bool | None, **options: int) -> np.ndarray | None:
     """(H, W, B) by a decoder of imagecodecs, None where it fails."""
     import imagecodecs
 
@@ -96,7 +96,7 @@ def _decode_with(decoder: str, data: bytes, gray: bool, **options: int) -> np.nd
         return None
 
 
-def _decode_with_opencv(data: bytes, header: Header, gray: bool) -> np.ndarray | None:
+def _decode_with_opencv(data: bytes, header: Header, gray: bool | None) -> np.ndarray | None:
     import cv2
 
     if header.kind == "png":
@@ -104,7 +104,8 @@ def _decode_with_opencv(data: bytes, header: Header, gray: bool) -> np.ndarray |
     elif header.kind == "pnm":
         data = plain_pnm(data)
     deep = header.depth > 8
-    flag = cv2.IMREAD_UNCHANGED if deep else cv2.IMREAD_GRAYSCALE if gray else cv2.IMREAD_COLOR
+    flag = {True: cv2.IMREAD_GRAYSCALE, False: cv2.IMREAD_COLOR, None: cv2.IMREAD_ANYCOLOR}[gray]
+    flag = cv2.IMREAD_UNCHANGED if deep else flag
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     except cv2.error:

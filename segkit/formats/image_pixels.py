@@ -13,7 +13,7 @@ def check_pixels(size_hw: tuple[int, int], limit: int) -> None:
         )
 
 
-def as_pixels(image: np.ndarray, gray: bool) -> np.ndarray:
+def as_pixels(image: np.ndarray, gray: bool | None) -> np.ndarray:
     """(H, W, B) in uint8, uint16 or float32 of a decoded image whose bands are in order; 8-bit as RGB or gray."""
     import cv2
 
@@ -24,7 +24,7 @@ def as_pixels(image: np.ndarray, gray: bool) -> np.ndarray:
         return image
     if image.shape[2] in (2, 4):
         image = image[..., :-1]
-    if image.shape[2] == 1 and not gray:
+    if image.shape[2] == 1 and gray is False:
         return np.repeat(image, 3, axis=2)
     if image.shape[2] == 3 and gray:
         return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[..., None]

@@ -71,6 +71,12 @@ def parse_slice_stem(stem: str) -> tuple[str, str, int]:
     return match["case"], match["axis"], int(match["index"])
 
 
+def split_slice_stem(stem: str) -> tuple[str, str]:
+    """(`case`, `@z017`) of the stem of a slice, (`a`, ``) of any other stem `a`."""
+    match = _SLICE.fullmatch(stem)
+    return (stem, "") if match is None else (match["case"], stem[len(match["case"]) :])
+
+
 def axis_number(axis: str) -> int:
     """0, 1 or 2 for x, y or z."""
     if axis not in AXES:

@@ -28,7 +28,7 @@ _GROWTH = {1: 1, 2: _ANY, 3: _ANY, 4: _ANY, 5: 2600, 8: 1040, 32773: 64, 32946: 
 _PICTURES = (7, 33003, 33005, 34712, 34933, 50001)
 
 
-def decode_tiff(data: bytes, gray: bool, limit: int) -> np.ndarray:
+def decode_tiff(data: bytes, gray: bool | None, limit: int) -> np.ndarray:
     """(H, W, B) of the first picture in a TIFF file; see `read_image_file`.
 
     Raises:
@@ -144,7 +144,7 @@ def _as_depth(image: np.ndarray, page: Any) -> np.ndarray:
     return image.astype(np.float32)
 
 
-def _as_colours(image: np.ndarray, page: Any, gray: bool) -> np.ndarray:
+def _as_colours(image: np.ndarray, page: Any, gray: bool | None) -> np.ndarray:
     """8-bit gray, gray + alpha, RGB, RGBA, CMYK and YCbCr as RGB (or gray); other bands as they are."""
     extra = tuple(np.atleast_1d(_tag(page, "ExtraSamples", ())))
     bands = image.shape[2]

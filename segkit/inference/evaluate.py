@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -86,15 +86,49 @@ def evaluate_predictions(
     truth, given = codec.stems(masks), codec.stems(predictions)
     if not truth:
         raise ValueError(f"{masks}: no masks here that the codec {codec.name!r} reads.")
-    missing = sorted(set(truth) - set(given))
-    if missing:
-        raise ValueError(f"{predictions}: {len(missing)} of {len(truth)} masks have no prediction: {missing[:5]}.")
+    _check_complete(predictions, truth, given)
     beyond = sorted(set(given) - set(truth))
     if beyond:
         raise ValueError(f"{predictions}: {len(beyond)} predictions have no mask in {masks}: {beyond[:5]}.")
+    return _score_files(predictions, masks, codec, {stem: stem for stem in truth}, progress)
+
+
+def evaluate_predictions_of(predictions: str | Path, data: MaskDataset, progress: Progress | None = None) -> Scores:
+    """Scores of a folder of predicted masks against those of `data`, written by the same codec.
+
+    A prediction is named by the file of its image, as `segkit predict` names it, or by its sample. Predictions of
+    other images may lie beside them: `data` says which samples are meant.
+
+    Raises:
+        ValueError: a sample without a prediction, or two sizes.
+    """
+    given = data.codec.stems(predictions)
+    there = set(given)
+    names = {}
+    for index, stem in enumerate(data.stems):
+        name = data.prediction_stem(index)
+        names[stem if stem in there and name not in there else name] = data.mask_stem(index)
+    _check_complete(predictions, names, given)
+    return _score_files(predictions, data.masks, data.codec, names, progress)
+
+
+def _check_complete(predictions: str | Path, expected: Collection[str], given: Iterable[str]) -> None:
+    missing = sorted(set(expected).difference(given))
+    if missing:
+        raise ValueError(f"{predictions}: {len(missing)} of {len(expected)} masks have no prediction: {missing[:5]}.")
+
+
+def _score_files(
+    predictions: str | Path,
+    masks: str | Path,
+    codec: Codec,
+    names: Mapping[str, str],
+    progress: Progress | None,
+) -> Scores:
+    """Scores of predictions; `names` maps the name of each to that of its mask."""
     counts = PixelCounts(codec.format)
-    for number, stem in enumerate(truth, start=1):
-        pred, target = codec.read(predictions, stem), codec.read(masks, stem)
+    for number, (stem, mask) in enumerate(names.items(), start=1):
+        pred, target = codec.read(predictions, stem), codec.read(masks, mask)
         if pred.shape != target.shape:
             raise ValueError(
                 f"{stem}: the prediction is {pred.shape[0]}x{pred.shape[1]}, the mask {target.shape[0]}x"
@@ -102,7 +136,7 @@ def evaluate_predictions(
             )
         counts.update(_as_target(pred), _as_target(target))
         if progress is not None:
-            progress(number, len(truth))
+            progress(number, len(names))
     return Scores(counts.compute())
 
 

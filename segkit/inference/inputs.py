@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from segkit.data.images import ImageRef, image_refs
+from segkit.data.images import ImageRef, image_refs, join_bands
+from segkit.data.reading import ImageReading
 from segkit.formats.files import walk
 
 
@@ -31,12 +32,12 @@ Broken = list[tuple[Path, str]]
 
 
 def find_inputs(
-    inputs: Iterable[str | Path], axis: str = "z", leave_out: Path | None = None
+    inputs: Iterable[str | Path], reading: ImageReading = ImageReading(), leave_out: Path | None = None
 ) -> tuple[list[Input], Broken]:
     """All images named by `inputs`, sorted within each, no file twice; and (file, reason) of unreadable volumes.
 
     Args:
-        axis: volumes are cut across it.
+        reading: across which axis volumes are cut, and which files are the bands of one image.
         leave_out: the folder that predictions go to. What lies below it is no input, and images in it are refused,
             since masks would be written over them.
 
@@ -46,19 +47,40 @@ def find_inputs(
     found: dict[tuple, Input] = {}
     broken: Broken = []
     for given in inputs:
-        members, faults = _members(given, axis, leave_out)
+        members, faults = _members(given, reading.axis, leave_out)
         if not members and not faults:
             raise ValueError(f"{given}: no images here.")
         broken += faults
         for member in members:
             found.setdefault((member.image.path.resolve(), member.image.axis, member.image.index), member)
+    jobs = _with_bands(list(found.values()), reading)
     if leave_out is not None:
-        for item in found.values():
+        for item in jobs:
             if item.parent.resolve() == leave_out.resolve():
                 raise ValueError(
                     f"{item.image}: its mask would be written over it. Give another --out than {leave_out}."
                 )
-    return _apart(list(found.values())), broken
+    return _apart(jobs), broken
+
+
+def _with_bands(inputs: list[Input], reading: ImageReading) -> list[Input]:
+    """One input for each image whose bands lie in several files; the inputs as they are where bands share a file."""
+    if not reading.bands:
+        return inputs
+    by_parent: dict[Path, dict[str, ImageRef]] = {}
+    for item in inputs:
+        by_parent.setdefault(item.parent, {})[item.stem] = item.image
+    joined = [
+        Input(image, stem, parent)
+        for parent, refs in by_parent.items()
+        for stem, image in join_bands(refs, reading.files).items()
+    ]
+    if inputs and not joined:
+        raise ValueError(
+            f"{inputs[0].image.path}: the model takes images of which each band is a file, named "
+            f"{reading.pattern!r} with the bands {list(reading.bands)}; no input is named so."
+        )
+    return joined
 
 
 def _members(given: str | Path, axis: str, leave_out: Path | None) -> tuple[list[Input], Broken]:

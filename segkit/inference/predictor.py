@@ -110,7 +110,7 @@ class Predictor:
         if self.codec is None:
             raise ValueError("the model was saved without a codec: give `codec`, which says how to write masks.")
         out, report, started = Path(out), PredictReport(), time.monotonic()
-        jobs, broken = find_inputs(inputs, self.model.reading.axis, leave_out=out)
+        jobs, broken = find_inputs(inputs, self.model.reading.for_new_images(), leave_out=out)
         report.failed += [(str(path), reason) for path, reason in broken]
         out.mkdir(parents=True, exist_ok=True)
         unreadable: set[Path] = set()

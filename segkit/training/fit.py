@@ -115,7 +115,7 @@ def fit(
     if data_on_device:
         device_augment(train)
     val = as_stored(val) if val is not None else None
-    model.reading = train.reading
+    model.reading = train.reading.for_new_images()
     checkpoint = _checkpoint_to_resume(out) if resume else None
     if not resume:
         refuse_used_folder(out)

@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
+from segkit.data.reading import ImageReading
 from segkit.inference.inputs import find_inputs
 
 
@@ -53,7 +54,7 @@ def test_a_volume_gives_its_slices(tmp_path):
 
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 5, 3), np.uint8), np.eye(4)), tmp_path / "head.nii.gz")
     assert stems(tmp_path / "head.nii.gz") == ["head@z000", "head@z001", "head@z002"]
-    assert [i.stem for i in find_inputs([tmp_path], axis="x")[0]] == [f"head@x00{i}" for i in range(4)]
+    assert [i.stem for i in find_inputs([tmp_path], ImageReading(axis="x"))[0]] == [f"head@x00{i}" for i in range(4)]
 
 
 def test_one_file_by_two_paths_is_one_input(tmp_path, monkeypatch):
