@@ -543,7 +543,7 @@ def test_exclusive_classes_in_files_of_their_own(tmp_path):
 def test_exclusive_classes_must_not_overlap(tmp_path):
     write_class(tmp_path, "liver", [[255, 0, 0], [0, 255, 255]])
     write_class(tmp_path, "spleen", [[0, 255, 0], [0, 255, 255]])
-    expected = r"liver/a\.png: marks 2 pixels.*first at row 1, column 1: .*spleen/a\.png.*multilabel"
+    expected = r"liver/a\.png: 2 pixels.*row 1, column 1: .*liver/a\.png and .*spleen/a\.png.*multilabel"
     with pytest.raises(ValueError, match=expected):
         open_codec("file_per_class", ORGANS).read(tmp_path, "a")
 
@@ -551,7 +551,7 @@ def test_exclusive_classes_must_not_overlap(tmp_path):
 def test_unmarked_pixels_without_a_background_class(tmp_path):
     for name, rows in (("sky", [[255, 0, 0]]), ("road", [[0, 255, 0]]), ("car", [[0, 0, 0]])):
         write_class(tmp_path, name, rows)
-    with pytest.raises(ValueError, match=r"sky/a\.png: 1 pixels are marked neither.*`background`.*`unmarked: ignore`"):
+    with pytest.raises(ValueError, match=r"sky/a\.png: 1 pixels are marked for no class.*`background`.*`unmarked: ignore`"):
         open_codec("file_per_class", STREET).read(tmp_path, "a")
     codec = open_codec({"name": "file_per_class", "unmarked": "ignore"}, STREET)
     planes = codec.read(tmp_path, "a")
