@@ -76,7 +76,9 @@ def test_train_predict_and_score_the_predictions_for_every_format(tmp_path, kind
     assert segkit(*again, "--out", tmp_path / "second") == 0
 
 
-@pytest.mark.parametrize("name", ["index_png", "palette_png", "color_png", "file_per_class", "nifti"])
+@pytest.mark.parametrize(
+    "name", ["index_png", "palette_png", "color_png", "file_per_class", "nifti", "coco", "labelme"]
+)
 def test_predictions_are_masks_again_in_every_codec(tmp_path, name):
     codec = open_codec({"name": name, **CODEC_OPTIONS.get(name, {})}, FORMATS["exclusive"])
     config = write_config(tmp_path, "exclusive", codec)
