@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from segkit.formats.files import read_whole
 from segkit.formats.limits import max_pixels
 
 
@@ -15,10 +16,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: names the file: it is missing, empty, cut short, no JSON, or holds no object.
     """
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror or error}).") from None
+    content = read_whole(path)
     if not content:
         raise ValueError(f"{path}: is empty. Restore the file or leave it out.")
     try:
