@@ -126,6 +126,7 @@ def predict(
     out: Annotated[Path, typer.Option(help="Folder for the masks.")],
     overlay: Annotated[bool, typer.Option("--overlay", help="Also draw the classes over the images.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write them as NPZ.")] = False,
+    objects: Annotated[bool, typer.Option("--objects", help="Also write connected regions as COCO JSON.")] = False,
     device: DeviceOption = "auto",
     tile: TileOption = None,
     json: JsonOption = None,
@@ -136,7 +137,9 @@ def predict(
 
     predictor = Predictor(model, device=device, tile=tile)
     with _progress("predicting") as update:
-        report = predictor.predict_files(inputs, out, overlay=overlay, probabilities=probabilities, progress=update)
+        report = predictor.predict_files(
+            inputs, out, overlay=overlay, probabilities=probabilities, objects=objects, progress=update
+        )
     for file, reason in report.failed:
         _complain(reason if file in reason else f"{file}: {reason}")
     if json is not None:

@@ -76,7 +76,9 @@ def test_train_predict_and_score_the_predictions_for_every_format(tmp_path, kind
     assert segkit(*again, "--out", tmp_path / "second") == 0
 
 
-@pytest.mark.parametrize("name", ["index_png", "palette_png", "color_png", "file_per_class", "nifti"])
+@pytest.mark.parametrize(
+    "name", ["index_png", "palette_png", "color_png", "file_per_class", "nifti", "coco", "labelme"]
+)
 def test_predictions_are_masks_again_in_every_codec(tmp_path, name):
     codec = open_codec({"name": name, **CODEC_OPTIONS.get(name, {})}, FORMATS["exclusive"])
     config = write_config(tmp_path, "exclusive", codec)
@@ -154,6 +156,28 @@ def test_predict_writes_overlays_and_probabilities_beside_the_masks(trained, tmp
     assert np.allclose(stored["probabilities"].astype(np.float32).sum(0), 1, atol=2e-3)
     assert (stored["probabilities"].argmax(0) == mask).mean() > 0.99
     assert stored["classes"].tolist() == ["sky", "ground", "disc"]
+
+
+def test_predict_writes_the_objects_of_all_images_in_one_file(trained, tmp_path):
+    images = trained / "val" / "images"
+    assert segkit("predict", trained / "run", images, "--out", tmp_path, "--objects") == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["_objects.json", "s0.png", "s1.png"]
+    objects = json.loads((tmp_path / "_objects.json").read_text())
+    assert [image["file_name"] for image in objects["images"]] == ["s0.png", "s1.png"]
+    assert [category["name"] for category in objects["categories"]] == ["sky", "ground", "disc"]
+    for image in objects["images"]:
+        mask = cv2.imread(str(tmp_path / image["file_name"]), cv2.IMREAD_UNCHANGED)
+        assert (image["height"], image["width"]) == mask.shape
+        for category in objects["categories"]:
+            count, _, stats, _ = cv2.connectedComponentsWithStats(np.uint8(mask == category["id"] - 1), connectivity=8)
+            assert count == len(stats)
+            found = [
+                (*record["bbox"], record["area"])
+                for record in objects["annotations"]
+                if (record["image_id"], record["category_id"]) == (image["id"], category["id"])
+            ]
+            assert sorted(found) == sorted(tuple(row) for row in stats[1:].tolist())
+    assert all(0 < record["score"] <= 1 for record in objects["annotations"])
 
 
 def test_evaluate_takes_folders_in_place_of_a_config(trained, tmp_path):

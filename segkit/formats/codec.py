@@ -15,7 +15,7 @@ import numpy as np
 from segkit.formats.mask_format import MaskFormat
 
 # What `segkit predict` puts beside the masks; a folder of predictions is itself a data set.
-RESERVED_NAMES = ("_overlay", "_probabilities", "_journal.jsonl")
+RESERVED_NAMES = ("_overlay", "_probabilities", "_journal.jsonl", "_objects.json")
 
 
 class Codec(ABC):

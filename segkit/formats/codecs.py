@@ -6,8 +6,10 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from segkit.formats.coco_codec import CocoJson
 from segkit.formats.codec import Codec
 from segkit.formats.file_per_class import FilePerClass
+from segkit.formats.labelme_codec import LabelmeJson
 from segkit.formats.mask_format import MaskFormat
 from segkit.formats.nifti_codec import NiftiSlices
 from segkit.formats.png_codecs import ColorPng, IndexPng, PalettePng
@@ -18,6 +20,8 @@ CODECS: dict[str, type[Codec]] = {
     "palette_png": PalettePng,
     "color_png": ColorPng,
     "file_per_class": FilePerClass,
+    "coco": CocoJson,
+    "labelme": LabelmeJson,
     "nifti": NiftiSlices,
 }
 

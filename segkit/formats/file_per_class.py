@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from segkit.formats.class_regions import ClassRegions, one_of
 from segkit.formats.codec import RESERVED_NAMES, Codec
 from segkit.formats.disk_values import disk_values, look_up, values_outside
 from segkit.formats.files import check_stem, existing, path_of, walk
-from segkit.formats.mask_format import BACKGROUND, MaskFormat
+from segkit.formats.mask_format import MaskFormat
 from segkit.formats.png_files import read_png, write_png
 
 DEFAULT_PATTERN = "{class}/{stem}.png"
@@ -21,7 +22,6 @@ _DEFAULT_PRESENT = (255, 1)
 # In the 0/1 planes of class files, as in those of `OverlappingMasks`.
 _IGNORED = 255
 _MISSING = ("error", "ignore", "empty")
-_UNMARKED = ("error", "ignore")
 
 
 class FilePerClass(Codec):
@@ -29,7 +29,7 @@ class FilePerClass(Codec):
 
     Classes that exclude each other may lie this way too. A class named `background` then has no file: it is where
     no other class is marked. Without such a class, an unmarked pixel is an error (or ignored, see `unmarked`), and
-    two marks on one pixel always are an error.
+    so are two marks on one pixel (unless `overlap` says which one counts).
 
     Args:
         pattern: where a class file lies below the root; names `{class}` and `{stem}` once each.
@@ -38,7 +38,7 @@ class FilePerClass(Codec):
         ignored_values: disk values that mean "do not look here"; the first is written.
         missing: what an absent class file says: `error`, nothing known of that class (`ignore`), or that the
             class is not there (`empty`). At least one file of a sample must exist.
-        unmarked: for exclusive classes without `background`: what a pixel says that no file marks.
+        overlap, unmarked: for exclusive classes, see `ClassRegions`; the last is the last of `classes`.
     """
 
     name = "file_per_class"
@@ -50,12 +50,12 @@ class FilePerClass(Codec):
         present_values: Iterable[int] | None = None,
         ignored_values: Iterable[int] = (),
         missing: str = "error",
+        overlap: str = "error",
         unmarked: str = "error",
     ) -> None:
         super().__init__(format)
         self.pattern = _check_pattern(pattern)
-        self.missing = _one_of(missing, _MISSING, "missing")
-        self.unmarked = _one_of(unmarked, _UNMARKED, "unmarked")
+        self.missing = one_of(missing, _MISSING, "missing")
         self.ignored_values = disk_values(ignored_values)
         self.both_at_once = present_values is not None
         self.present_values = (
@@ -64,11 +64,10 @@ class FilePerClass(Codec):
             else disk_values(present_values)
         )
         _check_values(self.present_values, self.ignored_values)
-        self.filed_classes = [n for n in format.names if format.classes_overlap or n != BACKGROUND]
+        self.regions = ClassRegions(format, overlap, unmarked)
+        self.filed_classes = self.regions.names
         for name in self.filed_classes:
             _check_class_name(name)
-        if not self.filed_classes:
-            raise ValueError("file_per_class: `background` is the only class and has no file. Name another class.")
 
     def to_spec(self) -> dict[str, Any]:
         spec: dict[str, Any] = {"name": self.name}
@@ -80,9 +79,7 @@ class FilePerClass(Codec):
             spec["ignored_values"] = list(self.ignored_values)
         if self.missing != "error":
             spec["missing"] = self.missing
-        if self.unmarked != "error":
-            spec["unmarked"] = self.unmarked
-        return spec
+        return {**spec, **self.regions.to_spec()}
 
     def stems(self, root: str | Path) -> list[str]:
         """Samples with a file for any class: one that lacks another class's file must be named, not dropped."""
@@ -109,11 +106,16 @@ class FilePerClass(Codec):
                     f"{path}: is {mask.shape[0]} x {mask.shape[1]} (height x width), but {first} is "
                     f"{shape[0]} x {shape[1]}: all class files of a sample need one size."
                 )
-        absent = 0 if self.missing == "empty" else _IGNORED
-        planes = np.empty((*shape, len(masks)), np.uint8)
-        for index, marks in enumerate(masks):
-            planes[..., index] = absent if marks is None else marks
-        return planes if self.format.classes_overlap else self._merge(planes, paths)
+        absent = np.full(shape, 0 if self.missing == "empty" else _IGNORED, np.uint8)
+        marks = [absent if mask is None else mask for mask in masks]
+        if self.format.classes_overlap:
+            return np.stack(marks, axis=2)
+        canvas = self.regions.canvas(shape)
+        for number in self.regions.sorted_regions([int((mark == 1).sum()) for mark in marks]):
+            index, mark = self.regions.classes[number], marks[number]
+            canvas.mark(index, mark == 1, str(paths[number]))
+            canvas.doubt(index, mark == _IGNORED)
+        return canvas.planes(str(paths[0]))
 
     def files(self, root: str | Path, stem: str) -> list[Path]:
         return existing(self._path(root, stem, name) for name in self.filed_classes)
@@ -121,22 +123,18 @@ class FilePerClass(Codec):
     def write(self, root: str | Path, stem: str, planes: np.ndarray, like: str | Path | None = None) -> None:
         paths = [self._path(root, stem, name) for name in self.filed_classes]
         where = str(paths[0])
-        planes = self.check(planes, where)
-        planes = planes if self.format.classes_overlap else self._spread(planes[..., 0], where)
-        strange = values_outside(planes, (0, 1, _IGNORED))
-        if strange:
-            raise ValueError(f"{where}: plane values {strange}, expected 0, 1 or ignored ({_IGNORED}).")
-        table = np.zeros(256, np.uint8)
-        table[1] = self.present_values[0]
-        if self.ignored_values:
-            table[_IGNORED] = self.ignored_values[0]
-        elif (planes == _IGNORED).any():
+        parts = list(self.regions.split(self.check(planes, where), where))
+        expressible = self.ignored_values or self.regions.unmarked_is_ignored
+        if not expressible and any(unknown.any() for _, _, unknown in parts):
             raise ValueError(
                 f"{where}: some pixels are ignored, and no value on disk means that. "
                 "Add one to `ignored_values`, such as [128]."
             )
-        for index, path in enumerate(paths):
-            write_png(path, look_up(table, planes[..., index]))
+        for path, (_, held, unknown) in zip(paths, parts, strict=True):
+            stored = held * np.uint8(self.present_values[0])
+            if self.ignored_values:
+                stored[unknown] = self.ignored_values[0]
+            write_png(path, stored)
 
     def _path(self, root: str | Path, stem: str, name: str) -> Path:
         relative = self.pattern.replace("{class}", name).replace("{stem}", check_stem(stem))
@@ -173,47 +171,6 @@ class FilePerClass(Codec):
         table[list(self.present_values)] = 1
         table[list(self.ignored_values)] = _IGNORED
         return look_up(table, stored)
-
-    def _merge(self, planes: np.ndarray, paths: list[Path]) -> np.ndarray:
-        """(H, W, 1) class indices from (H, W, files) marks."""
-        marks = planes == 1
-        twice = marks.sum(2) > 1
-        if twice.any():
-            row, column = np.argwhere(twice)[0].tolist()
-            others = [path for path, mark in zip(paths, marks[row, column], strict=True) if mark]
-            raise ValueError(
-                f"{others[0]}: marks {int(twice.sum())} pixels that other class files mark too (first at row {row}, "
-                f"column {column}: {others[1]}), but the classes exclude each other. "
-                "Correct the files, or use format `multilabel` if the classes may overlap."
-            )
-        indices = [self.format.names.index(name) for name in self.filed_classes]
-        plane = np.array(indices, self.format.dtype)[marks.argmax(2)]
-        unmarked = ~marks.any(2)
-        unknown = unmarked & (planes == _IGNORED).any(2)
-        plane[unknown] = self.format.ignore_index
-        rest = unmarked & ~unknown
-        if BACKGROUND in self.format.names:
-            plane[rest] = self.format.names.index(BACKGROUND)
-        elif self.unmarked == "ignore":
-            plane[rest] = self.format.ignore_index
-        elif rest.any():
-            raise ValueError(
-                f"{paths[0]}: {int(rest.sum())} pixels are marked neither here nor in another class file. Add a class "
-                "`background` for them, or `unmarked: ignore` to leave them out of training."
-            )
-        return plane[..., None]
-
-    def _spread(self, plane: np.ndarray, where: str) -> np.ndarray:
-        """(H, W, files) of 0, 1 and ignored from (H, W) class indices."""
-        unknown = plane == self.format.ignore_index
-        strange = np.unique(plane[(plane >= self.format.num_classes) & ~unknown]).tolist()
-        if strange:
-            raise ValueError(f"{where}: plane values {strange} are no class of the format.")
-        indices = [self.format.names.index(name) for name in self.filed_classes]
-        planes = (plane[..., None] == np.array(indices, plane.dtype)).astype(np.uint8)
-        if self.ignored_values or self.unmarked == "error" or BACKGROUND in self.format.names:
-            planes[unknown] = _IGNORED
-        return planes
 
 
 def _check_pattern(pattern: str) -> str:
@@ -256,9 +213,3 @@ def _check_class_name(name: str) -> None:
             f"file_per_class: class {name!r} cannot be the name of a folder or file: give it a name without slashes, "
             "leading dots or other signs that paths use."
         )
-
-
-def _one_of(value: str, known: tuple[str, ...], option: str) -> str:
-    if value not in known:
-        raise ValueError(f"file_per_class: {option} is {value!r}: expected {', '.join(known)}.")
-    return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import stat
@@ -9,8 +10,12 @@ import uuid
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from segkit.formats.codec import RESERVED_NAMES
+
+# What many writers write waits here, below the root, until `Codec.finish` joins it; hidden, so nothing reads it.
+PARTS = ".segkit-parts"
 
 
 def find_files(root: str | Path, suffixes: Iterable[str]) -> dict[str, Path]:
@@ -47,9 +52,9 @@ def walk(root: str | Path) -> Iterator[tuple[str, Path]]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(f for f in folders if _is_shown(f))
+        folders[:] = sorted(f for f in folders if is_shown(f))
         for name in names:
-            if _is_shown(name):
+            if is_shown(name):
                 path = Path(folder, name)
                 yield path.relative_to(root).as_posix(), path
 
@@ -57,7 +62,7 @@ def walk(root: str | Path) -> Iterator[tuple[str, Path]]:
 def check_stem(stem: str) -> str:
     """`stem` if it names a sample below a root: no way out of the folder, no hidden or reserved name."""
     parts = stem.split("/")
-    if "\\" in stem or "\0" in stem or PurePosixPath(stem).is_absolute() or not all(_is_shown(p) for p in parts):
+    if "\\" in stem or "\0" in stem or PurePosixPath(stem).is_absolute() or not all(is_shown(p) for p in parts):
         raise ValueError(
             f"{stem!r} is no name of a sample: expected a path below the folder, such as `a` or `night/a`, without "
             f"`..`, hidden parts (`.x`) or {list(RESERVED_NAMES)}."
@@ -100,17 +105,42 @@ def read_whole(path: str | Path) -> bytes:
 
 def write_whole(path: str | Path, content: bytes) -> None:
     """Write `content` so that readers see the old file or the new one, never a part; folders are made."""
+    with writing_whole(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def writing_whole(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write into, which takes the place of `path` at the end, and is gone if there is an error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # Hidden, so that a run cut off here leaves nothing that reads as a mask; in the same folder, so that the
     # rename stays within one file system.
     part = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:12]}.part")
     try:
-        part.write_bytes(content)
+        with part.open("wb") as file:
+            yield file
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def file_stamp(path: Path) -> tuple[str, int, int]:
+    """(path, time, size): differs once a file has been written anew."""
+    try:
+        facts = path.stat()
+    except OSError:
+        raise ValueError(f"{path}: no such file.") from None
+    return str(path.resolve()), facts.st_mtime_ns, facts.st_size
+
+
+def remove_empty(folder: Path) -> None:
+    """Remove a folder and those below it, as far as they hold no files."""
+    for path in (*sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True), folder):
+        # Not there, or another writer has put something into it.
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 @lru_cache
@@ -120,5 +150,6 @@ def _spellings(suffix: str) -> tuple[str, ...]:
     return tuple("".join(chosen) for chosen in itertools.product(*letters))
 
 
-def _is_shown(name: str) -> bool:
+def is_shown(name: str) -> bool:
+    """Whether a name in a folder is neither hidden nor one of `RESERVED_NAMES`."""
     return bool(name) and not name.startswith(".") and name not in RESERVED_NAMES

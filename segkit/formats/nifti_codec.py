@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 from collections.abc import Iterable, Mapping
@@ -13,12 +12,20 @@ from typing import Any
 import numpy as np
 
 from segkit.formats.codec import Codec
-from segkit.formats.files import check_stem, existing, find_files, path_of, write_whole
+from segkit.formats.files import (
+    PARTS,
+    check_stem,
+    existing,
+    file_stamp,
+    find_files,
+    path_of,
+    remove_empty,
+    write_whole,
+)
 from segkit.formats.mask_format import MaskFormat
 from segkit.formats.nifti_slices import (
     NIFTI_SUFFIXES,
     axis_number,
-    file_stamp,
     load_volume,
     nifti_case_name,
     open_nifti,
@@ -32,8 +39,6 @@ from segkit.formats.nifti_slices import (
 from segkit.formats.pixel_values import pixel_values
 from segkit.formats.png_files import read_png, write_png
 
-# Written slices wait here, below the root, until `finish` joins them; hidden, so nothing reads them as masks.
-PARTS = ".segkit-parts"
 _HEADER = "header"
 
 
@@ -123,7 +128,7 @@ class NiftiSlices(Codec):
                 self._join(_volume_path(root, case), folder / case, paths)
             except ValueError as error:
                 faults.append(str(error))  # the other cases are joined all the same
-        _remove_empty(folder)
+        remove_empty(folder)
         if faults:
             raise ValueError("\n".join(faults))
 
@@ -241,10 +246,3 @@ def _shape_around(path: Path, slices: Mapping[tuple[str, int], np.ndarray]) -> t
 
 def _holds(path: Path, content: bytes) -> bool:
     return path.exists() and path.read_bytes() == content
-
-
-def _remove_empty(folder: Path) -> None:
-    for path in (*sorted((p for p in folder.rglob("*") if p.is_dir()), reverse=True), folder):
-        # Not there, or another writer has put slices into it.
-        with contextlib.suppress(OSError):
-            path.rmdir()

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from segkit.formats.files import file_stamp
 from segkit.formats.limits import max_voxels
 
 AXES = ("x", "y", "z")
@@ -208,12 +209,3 @@ def _squeezed(shape: tuple[int, ...], path: str | Path) -> tuple[int, ...]:
     if len(space) != 3 or len(bands) > 1:
         raise ValueError(f"{path}: a volume of shape {tuple(shape)}, expected (x, y, z) or (x, y, z, bands).")
     return space + bands
-
-
-def file_stamp(path: Path) -> tuple[str, int, int]:
-    """(path, time, size): differs once a file has been written anew."""
-    try:
-        facts = path.stat()
-    except OSError:
-        raise ValueError(f"{path}: no such file.") from None
-    return str(path.resolve()), facts.st_mtime_ns, facts.st_size

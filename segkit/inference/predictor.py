@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segkit.formats.coco_files import file_name_of
 from segkit.formats.codec import Codec
 from segkit.formats.files import write_whole
 from segkit.inference.inputs import Input, find_inputs
+from segkit.inference.objects import Objects, collect_objects
 from segkit.inference.overlay import draw_overlay, write_picture
 from segkit.inference.tiling import check_tile, image_logits
 from segkit.models.bundle import load_codec, load_model
@@ -94,6 +97,7 @@ class Predictor:
         *,
         overlay: bool = False,
         probabilities: bool = False,
+        objects: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> PredictReport:
         """Write one mask per image into `out`, under the path relative to the input given.
@@ -105,6 +109,8 @@ class Predictor:
             overlay: also write `out/_overlay/STEM.png`, the classes in colour over the image.
             probabilities: also write `out/_probabilities/STEM.npz`: `probabilities` (C, H, W) float16 and
                 `classes`, the names of the channels.
+            objects: also write `out/_objects.json`, the connected regions of each class in all images of this call as
+                COCO JSON with scores; see `find_objects`.
             progress: called with (images done, images in all).
         """
         if self.codec is None:
@@ -114,17 +120,18 @@ class Predictor:
         report.failed += [(str(path), reason) for path, reason in broken]
         out.mkdir(parents=True, exist_ok=True)
         unreadable: set[Path] = set()
-        for number, job in enumerate(jobs, start=1):
-            if job.image.path not in unreadable:
-                try:
-                    self._predict_one(job, self.codec, out, overlay, probabilities)
-                    report.done += 1
-                except (ValueError, OSError) as error:
-                    # One entry per file, however many slices of a volume it holds.
-                    unreadable.add(job.image.path)
-                    report.failed.append((str(job.image.path), str(error)))
-            if progress is not None:
-                progress(number, len(jobs))
+        with collect_objects(out, self.model.format) if objects else nullcontext() as found:
+            for number, job in enumerate(jobs, start=1):
+                if job.image.path not in unreadable:
+                    try:
+                        self._predict_one(job, self.codec, out, overlay, probabilities, found)
+                        report.done += 1
+                    except (ValueError, OSError) as error:
+                        # One entry per file, however many slices of a volume it holds.
+                        unreadable.add(job.image.path)
+                        report.failed.append((str(job.image.path), str(error)))
+                if progress is not None:
+                    progress(number, len(jobs))
         try:
             self.codec.finish(out)
         except ValueError as error:
@@ -132,17 +139,24 @@ class Predictor:
         report.seconds = time.monotonic() - started
         return report
 
-    def _predict_one(self, job: Input, codec: Codec, out: Path, overlay: bool, probabilities: bool) -> None:
+    def _predict_one(
+        self, job: Input, codec: Codec, out: Path, overlay: bool, probabilities: bool, objects: Objects | None
+    ) -> None:
         image = self.model.reading.read(job.image)
         logits = self._coarse_logits(image)
         planes = self._planes(logits)
         codec.write(out, job.stem, planes, like=job.image.path)
         if overlay:
             write_picture(out / "_overlay" / f"{job.stem}.png", draw_overlay(image, planes, self.model.format))
+        if not probabilities and objects is None:
+            return
+        values = self._probabilities(logits).cpu().numpy()
+        if objects is not None:
+            objects.add(file_name_of(job.stem, job.image.path), planes, values)
         if probabilities:
-            values = self._probabilities(logits).to(torch.float16).cpu().numpy()
             content = io.BytesIO()
-            np.savez_compressed(content, probabilities=values, classes=np.array(self.model.format.names))
+            half = values.astype(np.float16)
+            np.savez_compressed(content, probabilities=half, classes=np.array(self.model.format.names))
             write_whole(out / "_probabilities" / f"{job.stem}.npz", content.getvalue())
 
     @torch.inference_mode()

@@ -36,9 +36,16 @@ IGNORED = {
     "color_png": ["#ffffff"],
     "file_per_class": [128],
     "nifti": [999],
+    "coco": ["void"],
+    "labelme": ["void"],
 }
+# Where a codec needs another option to hold pixels that are ignored for some of the classes only.
+PARTLY_IGNORED = {"coco": {"crowd": "ignore"}}
+# Codecs that hold classes that overlap, and those of them whose ignored pixels are ignored for all classes.
+OVERLAP_CODECS = {"file_per_class", "coco", "labelme"}
+IGNORE_ALL_CLASSES = {"labelme"}
 REFUSED = {
-    **{(codec, "overlapping"): "may overlap" for codec in CODECS if codec != "file_per_class"},
+    **{(codec, "overlapping"): "may overlap" for codec in CODECS if codec not in OVERLAP_CODECS},
     ("palette_png", "classes_300"): "a palette has 256 colours, too few for 300 classes",
 }
 
@@ -49,6 +56,12 @@ def random_planes(format, seed, size_hw, ignored=True):
     planes = rng.integers(0, top, (*size_hw, format.num_planes)).astype(format.dtype)
     if ignored:
         planes[rng.random(planes.shape) < 0.2] = format.ignore_index
+    return planes
+
+
+def ignored_as_one(format, planes):
+    planes = planes.copy()
+    planes[(planes == format.ignore_index).any(2)] = format.ignore_index
     return planes
 
 
@@ -65,12 +78,15 @@ def stems_for(codec):
 def test_read_returns_what_was_written_or_opening_says_why_not(codec_name, format_name, ignored, tmp_path):
     format = FORMATS[format_name]
     spec = {"name": codec_name, "ignored_values": IGNORED[codec_name] if ignored else []}
+    spec |= PARTLY_IGNORED.get(codec_name, {})
     if (codec_name, format_name) in REFUSED:
         with pytest.raises(ValueError, match=REFUSED[codec_name, format_name]):
             open_codec(spec, format)
         return
     codec = open_codec(spec, format)
     planes = {stem: random_planes(format, seed, (5, 7), ignored) for seed, stem in enumerate(stems_for(codec_name))}
+    if codec_name in IGNORE_ALL_CLASSES:
+        planes = {stem: ignored_as_one(format, value) for stem, value in planes.items()}
     for stem, value in planes.items():
         codec.write(tmp_path, stem, value)
     codec.finish(tmp_path)
@@ -116,6 +132,23 @@ def test_a_spec_opens_an_equal_codec_after_json(codec_name, format_name):
             STREET,
         ),
         ({"name": "nifti", "values": {1: "liver", 6: "spleen"}, "axis": "x"}, ORGANS),
+        (
+            {
+                "name": "coco",
+                "values": {7: "liver", "spleen": "spleen", "gall bladder": None},
+                "ignored_values": [255],
+                "others": "background",
+                "crowd": "ignore",
+                "missing": "empty",
+                "overlap": "smallest",
+            },
+            ORGANS,
+        ),
+        (
+            {"name": "labelme", "values": {"lv": "liver", "sp": "spleen"}, "overlap": "last", "missing": "ignore"},
+            ORGANS,
+        ),
+        ({"name": "labelme", "others": "sky", "unmarked": "ignore"}, STREET),
     ],
 )
 def test_specs_with_options_survive_json(spec, format):
@@ -136,9 +169,12 @@ def test_round_trip_of_any_planes(data, tmp_path_factory):
     count = size_hw[0] * size_hw[1] * format.num_planes
     planes = np.array(data.draw(st.lists(values, min_size=count, max_size=count)), format.dtype)
     planes = planes.reshape(*size_hw, format.num_planes)
+    if codec_name in IGNORE_ALL_CLASSES:
+        planes = ignored_as_one(format, planes)
 
     root = tmp_path_factory.mktemp("masks")
-    codec = open_codec({"name": codec_name, "ignored_values": IGNORED[codec_name]}, format)
+    spec = {"name": codec_name, "ignored_values": IGNORED[codec_name], **PARTLY_IGNORED.get(codec_name, {})}
+    codec = open_codec(spec, format)
     stem = stems_for(codec_name)[0]
     codec.write(root, stem, planes)
     codec.finish(root)
@@ -212,8 +248,8 @@ def test_codecs_that_write_different_values_are_not_equal():
 def test_opening_a_codec_imports_no_file_library():
     code = (
         "import sys; from segkit.formats.codecs import open_codec; from segkit.formats.mask_format import MaskFormat;"
-        "open_codec('nifti', MaskFormat.binary()); open_codec('index_png', MaskFormat.binary());"
-        "sys.exit(' '.join({'cv2', 'nibabel'} & set(sys.modules)) or 0)"
+        "[open_codec(name, MaskFormat.binary()) for name in ('nifti', 'index_png', 'coco', 'labelme')];"
+        "sys.exit(' '.join({'cv2', 'nibabel', 'pycocotools'} & set(sys.modules)) or 0)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr.strip() == ""
 
@@ -543,7 +579,7 @@ def test_exclusive_classes_in_files_of_their_own(tmp_path):
 def test_exclusive_classes_must_not_overlap(tmp_path):
     write_class(tmp_path, "liver", [[255, 0, 0], [0, 255, 255]])
     write_class(tmp_path, "spleen", [[0, 255, 0], [0, 255, 255]])
-    expected = r"liver/a\.png: marks 2 pixels.*first at row 1, column 1: .*spleen/a\.png.*multilabel"
+    expected = r"liver/a\.png: 2 pixels.*row 1, column 1: .*liver/a\.png and .*spleen/a\.png.*multilabel"
     with pytest.raises(ValueError, match=expected):
         open_codec("file_per_class", ORGANS).read(tmp_path, "a")
 
@@ -551,7 +587,9 @@ def test_exclusive_classes_must_not_overlap(tmp_path):
 def test_unmarked_pixels_without_a_background_class(tmp_path):
     for name, rows in (("sky", [[255, 0, 0]]), ("road", [[0, 255, 0]]), ("car", [[0, 0, 0]])):
         write_class(tmp_path, name, rows)
-    with pytest.raises(ValueError, match=r"sky/a\.png: 1 pixels are marked neither.*`background`.*`unmarked: ignore`"):
+    with pytest.raises(
+        ValueError, match=r"sky/a\.png: 1 pixels are marked for no class.*`background`.*`unmarked: ignore`"
+    ):
         open_codec("file_per_class", STREET).read(tmp_path, "a")
     codec = open_codec({"name": "file_per_class", "unmarked": "ignore"}, STREET)
     planes = codec.read(tmp_path, "a")
