@@ -133,6 +133,7 @@ def folder_headers(folder: Path, stamp: tuple) -> tuple[dict[Path, Header], dict
     for name, *_ in stamp[1:]:
         path = folder / name
         if is_dicom(path):
+            import_pydicom(path)
             try:
                 headers[path] = read_header(path)
             except ValueError as error:
@@ -149,7 +150,11 @@ def read_header(path: Path) -> Header:
     pydicom = import_pydicom(path)
     try:
         ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS)
-        is_picture = "Rows" in ds and "Columns" in ds and ds.get("SOPClassUID") != _SEGMENTATION
+        kind = ds.get("SOPClassUID") or ds.file_meta.get("MediaStorageSOPClassUID")
+        is_picture = "Rows" in ds and "Columns" in ds and kind != _SEGMENTATION
+        # pydicom reads what there is of a file that was cut short, which may be nothing.
+        if kind is None or (not is_picture and "Image Storage" in kind.name):
+            raise ValueError("cut short")
         count = int(ds.get("NumberOfFrames") or 1) if is_picture else 0
         series, about = str(ds.get("SeriesInstanceUID", "")), str(ds.get("SeriesDescription", ""))
         return Header(path, series, about, count, tuple(_placed(ds, path, count)))
@@ -159,6 +164,7 @@ def read_header(path: Path) -> Header:
 
 def is_multi_frame(path: Path) -> bool:
     """Whether a DICOM file holds several pictures. False for one that cannot be read, which reading it will say."""
+    import_pydicom(path)
     try:
         return read_header(path).count > 1
     except ValueError:

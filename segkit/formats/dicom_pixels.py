@@ -69,7 +69,7 @@ def read_pixels(path: Path, limit: int) -> tuple[np.ndarray, Any]:
                 f"{path}: its photometric interpretation is {kind}, expected one of {', '.join((*_GRAY, *_COLOURS))}. "
                 "Convert it to one of these."
             )
-        if "PixelData" not in ds:
+        if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds:
             raise _Refused(f"{path}: its pixels are no whole numbers, which are not read. Convert it to NIfTI.")
         _check_decodable(ds.file_meta.TransferSyntaxUID, path)
         return pixel_array(ds), ds

@@ -133,7 +133,7 @@ def _check_alike(frame: Frame, first: Frame) -> None:
     scaled = np.abs(np.divide(frame.spacing_mm, first.spacing_mm) - 1).max(initial=0)
     if frame.size_hw != first.size_hw or not turned <= _ALIKE or not scaled <= _ALIKE:
         raise ValueError(
-            f"{_name(frame)}: {frame.size_hw[0]}x{frame.size_hw[1]} pixels of {frame.spacing_mm} mm along "
+            f"{frame.path}: {frame.size_hw[0]}x{frame.size_hw[1]} pixels of {frame.spacing_mm} mm along "
             f"{frame.directions}, but {_name(first)} of the same series has {first.size_hw[0]}x{first.size_hw[1]} of "
             f"{first.spacing_mm} mm along {first.directions}. Slices of a volume are alike: move others elsewhere."
         )
