@@ -147,6 +147,50 @@ def test_whole_labels_in_any_depth(dtype, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("values", "slope", "inter"),
+    [([0, 255, 510], 1 / 255, 0), ([0, 2, 4], 0.5, 0), ([10, 11, 12], 1, -10), ([-5, 0, 5], 0.2, 1)],
+)
+@pytest.mark.parametrize("order", "<>")
+def test_scaled_labels_are_whole_numbers_again(values, slope, inter, order, tmp_path):
+    """0, 1 and 2 lie in the file as `values`."""
+    header = nibabel.Nifti1Header(endianness=order)
+    header.set_data_dtype(np.int16)
+    image = nibabel.Nifti1Image(np.array(values, np.int16)[labels()], AFFINE, header)
+    image.header.set_slope_inter(slope, inter)
+    nibabel.save(image, tmp_path / "a.nii")
+    np.testing.assert_allclose(np.asarray(nibabel.load(tmp_path / "a.nii").dataobj), labels(), atol=1e-6)
+    planes = open_codec("nifti", ORGANS).read(tmp_path, "a@z001")
+    np.testing.assert_array_equal(planes[..., 0], in_memory(labels())[:, :, 1].T)
+
+
+def test_labels_in_nifti_2_and_with_one_band(tmp_path):
+    nibabel.save(nibabel.Nifti2Image(labels(dtype=np.int64)[..., None], AFFINE, dtype=np.int64), tmp_path / "a.nii.gz")
+    codec = open_codec("nifti", ORGANS)
+    assert len(codec.stems(tmp_path)) == 6
+    np.testing.assert_array_equal(codec.read(tmp_path, "a@z005")[..., 0], in_memory(labels())[:, :, 5].T)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_labels_of_a_big_endian_image_keep_its_header(order, tmp_path):
+    header = nibabel.Nifti1Header(endianness=order)
+    header.set_data_dtype(np.int16)
+    header["descrip"] = b"scanner"
+    nibabel.save(nibabel.Nifti1Image(labels(dtype=np.int16), AFFINE, header), tmp_path / "in.nii")
+    format = MaskFormat.multiclass(range(300))
+    codec = open_codec("nifti", format)
+    for index in range(6):
+        codec.write(
+            tmp_path / "out", f"a@z{index:03d}", np.full((5, 4, 1), 260 + index, np.uint16), tmp_path / "in.nii"
+        )
+    codec.finish(tmp_path / "out")
+    written = nibabel.load(tmp_path / "out" / "a.nii.gz")
+    assert written.header.endianness == order
+    assert bytes(written.header["descrip"]).rstrip(b"\0") == b"scanner"
+    np.testing.assert_array_equal(written.affine, nibabel.load(tmp_path / "in.nii").affine)
+    np.testing.assert_array_equal(np.asarray(written.dataobj)[0, 0], [260, 261, 262, 263, 264, 265])
+
+
+@pytest.mark.parametrize(
     ("value", "said"),
     [
         (0.5, r"\[0\.5\], expected whole numbers"),
