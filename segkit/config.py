@@ -83,6 +83,7 @@ class DataConfig(Section):
     crop: Side | SizeHW | None = None  # training crops: a square, or [height, width]
     resize: Side | SizeHW | None = None  # working size of the model: longer side, or [height, width]
     axis: Literal["x", "y", "z"] = "z"  # volumes are cut across it
+    neighbours: int = Field(0, ge=0)  # so many slices on either side are further bands of a slice
     quarantine: str | None = None  # file below `root` with stems to leave out
     cache: Literal["off", "ram", "disk", "device"] = (
         "off"  # keep samples decoded: in shared memory, on disk, on the GPU

@@ -68,7 +68,7 @@ def open_masks(masks: MasksConfig, axis: str = "z") -> Codec:
 
 def image_reading(config: Experiment) -> ImageReading:
     """How the images of an experiment are read."""
-    return ImageReading(gray=config.model.in_channels == 1, axis=config.data.axis)
+    return ImageReading(gray=config.model.in_channels == 1, axis=config.data.axis, neighbours=config.data.neighbours)
 
 
 def open_part(config: Experiment, name: str, codec: Codec, reading: ImageReading | None = None) -> MaskDataset:

@@ -214,7 +214,7 @@ def _mni152_volume(name: str) -> np.ndarray:
             "the MNI152 brain template comes with the Python package nilearn, which is not installed: "
             "pip install 'segkit[demo]'"
         )
-    from segkit.formats.nifti_slices import load_volume
+    from segkit.formats.volumes import load_volume
 
     path = Path(spec.origin).parent / "datasets" / "data" / f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
     if not path.is_file():

@@ -10,22 +10,17 @@ import cv2
 import numpy as np
 
 from segkit.data.patterns import Pattern
+from segkit.formats.dicom_files import DICOM_SUFFIXES, is_dicom, without_dicom_suffix
 from segkit.formats.files import walk
 from segkit.formats.image_files import read_image_file
-from segkit.formats.nifti_slices import (
-    axis_number,
-    load_volume,
-    nifti_case_name,
-    slice_spacing_mm,
-    slice_stem,
-    volume_shape,
-    volume_slice,
-)
+from segkit.formats.nifti_slices import axis_number, slice_spacing_mm, slice_stem, volume_slice
+from segkit.formats.volumes import is_volume, join_series, load_volume, volume_grid, volume_name, volume_shape
 from segkit.ops.sizes import fit_size as fit_size
 from segkit.suggest import closest
 
 IMAGE_SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".j2k", ".pbm", ".pgm", ".ppm", ".pfm"
+    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".j2k", ".pbm", ".pgm", ".ppm", ".pfm",
+    *DICOM_SUFFIXES,
 )  # fmt: skip
 # cv2.resize averages over areas of at most four bands.
 _MAX_BANDS = 4
@@ -36,7 +31,7 @@ class ImageRef:
     """Where one image lies: a file, one slice of a volume, or either of several files that hold a band each.
 
     Attributes:
-        path: the file; of several the first.
+        path: the file, or the folder of a DICOM series; of several the first.
         axis: `x`, `y` or `z` for a slice of a volume, else None.
         index: number of the slice, from 0.
         bands: all files in the order of the bands, where there are several.
@@ -61,8 +56,9 @@ class ImageRef:
 def find_images(root: str | Path, axis: str = "z") -> dict[str, ImageRef]:
     """All images below `root`, by stem, sorted.
 
-    A stem is the path below `root` without its suffix. A NIfTI volume gives one image per slice across `axis`.
-    Hidden files and what `segkit predict` puts beside masks are passed over.
+    A stem is the path below `root` without its suffix. A volume gives one image per slice across `axis`: a NIfTI file,
+    a folder with the slices of a DICOM series, named after the folder, or a multi-frame DICOM file. Hidden files and
+    what `segkit predict` puts beside masks are passed over.
 
     Raises:
         ValueError: no such folder, or two images of one stem.
@@ -72,7 +68,7 @@ def find_images(root: str | Path, axis: str = "z") -> dict[str, ImageRef]:
         raise ValueError(f"{root}: no such folder. {_nearest_folder(root)}".rstrip())
     axis_number(axis)
     found: dict[str, ImageRef] = {}
-    for _, path in sorted(walk(root)):
+    for path in join_series(path for _, path in sorted(walk(root))):
         for stem, ref in image_refs(root, path, axis):
             if stem in found:
                 raise ValueError(
@@ -112,16 +108,19 @@ def image_refs(root: Path, path: Path, axis: str = "z", any_suffix: bool = False
     """(stem below `root`, image) of a file: one, one for each slice of a volume, or none where it is no image.
 
     Args:
+        path: a file, or the folder of a DICOM series.
         any_suffix: take a file for an image whatever its suffix.
     """
-    relative = path.relative_to(root).as_posix()
-    case = nifti_case_name(path)
+    folder = path.relative_to(root).parent.as_posix()
+    folder = "" if folder == "." else f"{folder}/"
+    case = volume_name(path)
     if case is not None:
-        case = relative[: len(relative) - len(path.name)] + case
         for index in range(volume_shape(path)[axis_number(axis)]):
-            yield slice_stem(case, axis, index), ImageRef(path, axis, index)
+            yield slice_stem(folder + case, axis, index), ImageRef(path, axis, index)
+    elif is_dicom(path):
+        yield folder + without_dicom_suffix(path.name), ImageRef(path)
     elif any_suffix or path.suffix.lower() in IMAGE_SUFFIXES:
-        yield relative[: len(relative) - len(path.suffix)], ImageRef(path)
+        yield folder + path.name[: len(path.name) - len(path.suffix)], ImageRef(path)
 
 
 def read_image(source: str | Path | ImageRef, gray: bool = False, max_pixels: int | None = None) -> np.ndarray:
@@ -145,8 +144,12 @@ def read_image(source: str | Path | ImageRef, gray: bool = False, max_pixels: in
 
 
 def _read_file(ref: ImageRef, gray: bool | None, max_pixels: int | None) -> np.ndarray:
-    if nifti_case_name(ref.path) is not None:
+    if ref.axis is not None or is_volume(ref.path):
         return _finite(_read_slice(ref), ref)
+    if is_dicom(ref.path):
+        from segkit.formats.dicom_pixels import read_dicom_image
+
+        return _finite(read_dicom_image(ref.path, gray, max_pixels), ref)
     return _finite(read_image_file(ref.path, gray, max_pixels), ref)
 
 
@@ -178,7 +181,7 @@ def image_spacing_mm(ref: ImageRef) -> tuple[float, float] | None:
     """(row, column) distances of a slice, None for an image file without such."""
     if ref.axis is None:
         return None
-    return slice_spacing_mm(load_volume(ref.path).spacing_mm, ref.axis)
+    return slice_spacing_mm(volume_grid(ref.path).spacing_mm, ref.axis)
 
 
 def resize_image(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 from segkit.data.images import ImageRef, find_images, image_spacing_mm, join_bands, read_image
 from segkit.data.patterns import STEM, Pattern
 from segkit.formats.nifti_slices import axis_number
+from segkit.formats.volumes import volume_shape
 
 
 @dataclass(frozen=True)
@@ -23,17 +24,21 @@ class ImageReading:
         axis: x, y or z: volumes are cut across it.
         pattern: how the files of images are named after their samples, see `Pattern`.
         bands: where the bands of an image lie in a file each: what stands for `{band}` in `pattern`.
+        neighbours: so many slices on either side of a slice are further bands of it ("2.5-D").
     """
 
     gray: bool = False
     axis: str = "z"
     pattern: str = STEM
     bands: tuple[str, ...] = ()
+    neighbours: int = 0
 
     def __post_init__(self) -> None:
         axis_number(self.axis)
         object.__setattr__(self, "bands", tuple(self.bands))  # a list where it comes from JSON
         _ = self.files
+        if self.neighbours < 0:
+            raise ValueError(f"neighbours is {self.neighbours}: expected 0, or a number of slices on either side.")
 
     @cached_property
     def files(self) -> Pattern:
@@ -57,9 +62,32 @@ class ImageReading:
         return join_bands(find_images(root, self.axis), self.files)
 
     def read(self, ref: ImageRef) -> np.ndarray:
-        """(H, W, B) pixels in stored units; see `read_image`."""
-        return read_image(ref, self.gray)
+        """(H, W, B) pixels in stored units; see `read_image`.
+
+        With k `neighbours`, the bands of slice i are those of slice i - k, then those of i - k + 1, and so on to
+        i + k: (2 k + 1) B in all. Where the volume ends, its last slice is repeated.
+
+        Raises:
+            ValueError: neighbours of an image that is no slice of a volume, and all that `read_image` refuses.
+        """
+        slices = [read_image(near, self.gray) for near in self._around(ref)]
+        return slices[0] if len(slices) == 1 else np.concatenate(slices, axis=2)
 
     def spacing_mm(self, ref: ImageRef) -> tuple[float, float] | None:
         """(row, column) distances; see `image_spacing_mm`."""
         return image_spacing_mm(ref)
+
+    def _around(self, ref: ImageRef) -> list[ImageRef]:
+        """The image, between its neighbours."""
+        if self.neighbours == 0:
+            return [ref]
+        if ref.axis is None or ref.index is None:
+            raise ValueError(
+                f"{ref}: no slice of a volume, so it has no neighbours, of which the model takes {self.neighbours} on "
+                "either side. Give volumes, or set `data.neighbours` to 0 and train anew."
+            )
+        last = volume_shape(ref.path)[axis_number(ref.axis)] - 1
+        return [
+            replace(ref, index=min(max(ref.index + step, 0), last))
+            for step in range(-self.neighbours, self.neighbours + 1)
+        ]

@@ -42,6 +42,16 @@ class Codec(ABC):
             ValueError: names the file and what is wrong with it: missing, not decodable, undeclared values.
         """
 
+    def check_like(self, root: str | Path, stem: str, like: str | Path) -> None:  # noqa: B027 - most have no geometry
+        """Refuse planes that lie elsewhere than the image they belong to, where files tell.
+
+        Args:
+            like: the file, or folder of a series, that holds the image.
+
+        Raises:
+            ValueError: names both files and how they differ.
+        """
+
     @abstractmethod
     def files(self, root: str | Path, stem: str) -> list[Path]:
         """The files that `read` would open and that are there now: as long as they and `to_spec` stay, so do planes."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from segkit.formats.files import (
     PARTS,
     check_stem,
     existing,
-    file_stamp,
     find_files,
     path_of,
     remove_empty,
@@ -26,28 +24,30 @@ from segkit.formats.mask_format import MaskFormat
 from segkit.formats.nifti_slices import (
     NIFTI_SUFFIXES,
     axis_number,
-    load_volume,
-    nifti_case_name,
-    open_nifti,
+    nifti_grid,
     parse_slice_stem,
     set_volume_slice,
     slice_shape,
     slice_stem,
-    volume_shape,
     volume_slice,
 )
 from segkit.formats.pixel_values import pixel_values
 from segkit.formats.png_files import read_png, write_png
+from segkit.formats.volumes import is_volume, labels_header, load_volume, misplaced, volume_shape
 
 _HEADER = "header"
+GEOMETRIES = ("check", "ignore")
+# A slope such as 1/255 brings labels back to whole numbers only nearly.
+_NEARLY = 1e-4
 
 
 class NiftiSlices(Codec):
     """A folder of label volumes `CASE.nii.gz` (or `.nii`), whose samples are slices `CASE@z017`.
 
-    Rows and columns of a slice are those of `nifti_slices.volume_slice`. Labels stored as whole floats are read.
-    `write` keeps single slices, `finish` joins them into volumes with the header of the `like` volume: orientation
-    and voxel size stay as they were.
+    Slices are cut in one orientation however a file is stored, see `grids`; their rows and columns are those of
+    `nifti_slices.volume_slice`. Labels stored as whole floats, or scaled to whole numbers by the header, are read.
+    `write` keeps single slices, `finish` joins them into volumes with the header of the `like` volume, stored in its
+    orientation. `like` may be a DICOM series.
 
     Args:
         format: must have one plane, or be told in `values` which classes a value names.
@@ -55,6 +55,8 @@ class NiftiSlices(Codec):
         ignored_values: stored values that mean "do not look here"; slices that nobody wrote get the first one
             (else `background`, else they are an error).
         axis: across which slices are taken: x, y or z.
+        geometry: `check` refuses labels whose voxels do not lie on those of their image, see `grids.difference`;
+            `ignore` pairs them by number all the same, where the headers are known to be wrong.
     """
 
     name = "nifti"
@@ -65,15 +67,21 @@ class NiftiSlices(Codec):
         values: Mapping[int, Any] | None = None,
         ignored_values: Iterable[int] = (),
         axis: str = "z",
+        geometry: str = "check",
     ) -> None:
         super().__init__(format)
         self.values = pixel_values(format, values, ignored_values)
         self._axis_number = axis_number(axis)
         self.axis = axis
+        if geometry not in GEOMETRIES:
+            raise ValueError(f"geometry is {geometry!r}: expected {' or '.join(GEOMETRIES)}.")
+        self.geometry = geometry
 
     def to_spec(self) -> dict[str, Any]:
         spec = {"name": self.name, **self.values.to_spec()}
-        return spec if self.axis == "z" else {**spec, "axis": self.axis}
+        if self.axis != "z":
+            spec["axis"] = self.axis
+        return spec if self.geometry == "check" else {**spec, "geometry": self.geometry}
 
     def stems(self, root: str | Path) -> list[str]:
         """Every slice of every volume; only headers are read."""
@@ -89,7 +97,19 @@ class NiftiSlices(Codec):
         path = _volume_path(root, case)
         array, where = load_volume(path).array, f"{path}, slice {axis}{index}"
         _check_label_shape(array.shape, path)
-        return self.values.to_planes(volume_slice(array, axis, index), where)
+        return self.values.to_planes(_nearly_whole(volume_slice(array, axis, index)), where)
+
+    def check_like(self, root: str | Path, stem: str, like: str | Path) -> None:
+        if self.geometry == "ignore" or not is_volume(like):
+            return
+        path = _volume_path(root, parse_slice_stem(stem)[0])
+        found = misplaced(path, like)
+        if found is not None:
+            raise ValueError(
+                f"{path}: does not lie on the voxels of {like}: {found}. Bring the labels onto the image, or give them "
+                "its header where only theirs is wrong. The option `geometry: ignore` of the codec leaves out this "
+                "check."
+            )
 
     def files(self, root: str | Path, stem: str) -> list[Path]:
         return existing([_volume_path(root, parse_slice_stem(stem)[0])])
@@ -98,8 +118,9 @@ class NiftiSlices(Codec):
         """Keep one slice for `finish`.
 
         Args:
-            like: the volume whose slice this is. Without it the header of a volume of this name below `root` is
-                kept, and else the labels get voxels of 1 mm and as many slices as were written.
+            like: the volume whose slice this is, a NIfTI file or a DICOM series. Without it the header of a volume of
+                this name below `root` is kept, and else the labels get voxels of 1 mm and as many slices as were
+                written.
         """
         case, axis, index = parse_slice_stem(stem)
         where = f"{Path(root, check_stem(case))}, slice {axis}{index}"
@@ -135,24 +156,25 @@ class NiftiSlices(Codec):
     def _join(self, path: Path, parts: Path, paths: list[Path]) -> None:
         slices = {parse_slice_stem(f"part@{p.stem}")[1:]: read_png(p).pixels for p in paths}
         volume = _start(path, parts / _HEADER, slices)
-        written = np.zeros(volume.shape, bool)
+        grid = nifti_grid(volume, path)
+        written = np.zeros(grid.shape, bool)
         if path.exists():
-            if _label_shape(path) != volume.shape:
+            if _label_shape(path) != grid.shape:
                 raise ValueError(
                     f"{path}: is there already with the shape {_label_shape(path)}, but slices were written for a "
-                    f"volume of {volume.shape}. Move the file away or write to another folder."
+                    f"volume of {grid.shape}. Move the file away or write to another folder."
                 )
             # Read and written anew, so that only declared values are merged and the depth suits all of them.
-            labels = self.values.to_planes(load_volume(path).array, str(path))
+            labels = self.values.to_planes(_nearly_whole(load_volume(path).array), str(path))
             written[:] = True
         else:
-            labels = np.zeros((*volume.shape, self.format.num_planes), self.format.dtype)
+            labels = np.zeros((*grid.shape, self.format.num_planes), self.format.dtype)
         for (axis, index), stored in slices.items():
             set_volume_slice(labels, axis, index, self.values.to_planes(stored, f"{parts}, slice {axis}{index}"))
             set_volume_slice(written, axis, index, np.ones(stored.shape, bool))
         if not written.all():
             labels[~written] = self._unwritten(path, written)
-        data = self.values.to_disk(labels, str(path))
+        data = grid.to_stored(self.values.to_disk(labels, str(path)))
         image = type(volume)(data, None, volume.header)
         image.header.set_data_dtype(data.dtype)
         content = image.to_bytes()
@@ -189,26 +211,19 @@ def _check_label_shape(shape: tuple[int, ...], path: Path) -> tuple[int, ...]:
     return shape
 
 
+def _nearly_whole(stored: np.ndarray) -> np.ndarray:
+    """Floats that are whole but for rounding as whole numbers; others as they are."""
+    if stored.dtype.kind != "f":
+        return stored
+    whole = np.rint(stored)
+    return whole if np.allclose(stored, whole, rtol=0, atol=_NEARLY) else stored
+
+
 def _like(path: Path) -> tuple[tuple[int, ...], bytes]:
     """Shape (x, y, z) of a volume, and the bytes of a header for its labels."""
-    if nifti_case_name(path) is None:
-        raise ValueError(f"{path}: is no NIfTI volume, so it gives no header for labels. Write PNG masks instead.")
-    return _header_for_labels(path, file_stamp(path))
-
-
-@lru_cache(maxsize=4)
-def _header_for_labels(path: Path, stamp: tuple[str, int, int]) -> tuple[tuple[int, ...], bytes]:
-    image = open_nifti(path)
-    header = image.header.copy()
-    shape = volume_shape(path)[:3]
-    header.set_data_shape(shape)
-    header.set_data_dtype(np.uint8)
-    # Scaling and display range belong to the grey values of the image.
-    header.set_slope_inter(1, 0)
-    header["cal_min"] = header["cal_max"] = 0
-    buffer = io.BytesIO()
-    header.write_to(buffer)
-    return shape, buffer.getvalue()
+    if not is_volume(path):
+        raise ValueError(f"{path}: is no volume, so it gives no header for labels. Write PNG masks instead.")
+    return volume_shape(path)[:3], labels_header(path)
 
 
 def _start(path: Path, header: Path, slices: Mapping[tuple[str, int], np.ndarray]) -> Any:

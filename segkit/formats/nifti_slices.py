@@ -1,7 +1,7 @@
-"""Slices of NIfTI volumes: how they are named, laid out and read. Image reader and mask codec share this file.
+"""Slices of volumes: how they are named and laid out; and what NIfTI files hold.
 
-A volume is an array `(x, y, z)` as nibabel returns it, never reoriented. A slice across one axis has rows along
-the later of the two other axes and columns along the earlier one, the layout of ITK and of the file itself:
+A volume is an array `(x, y, z)` whose axes grow to the patient's right, front and head however the file stores it, see
+`grids`. A slice across one axis has rows along the later of the two other axes and columns along the earlier one:
 
 | axis | `volume_slice(array, axis, i)` | rows, columns |
 |---|---|---|
@@ -13,28 +13,27 @@ the later of the two other axes and columns along the earlier one, the layout of
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import re
-import threading
 import zlib
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from segkit.formats.files import file_stamp
+from segkit.formats.grids import Grid, checked_affine
 from segkit.formats.limits import max_voxels
 
 AXES = ("x", "y", "z")
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 
 _SLICE = re.compile(r"(?P<case>.+)@(?P<axis>[xyz])(?P<index>[0-9]{3,})")
-# One image and its labels: slices of a case are usually asked for one after the other.
-_CACHED_VOLUMES = 2
-_cache: OrderedDict[tuple[str, int, int], Volume] = OrderedDict()
-_cache_lock = threading.Lock()
+# What `xyzt_units` says one unit of the affine is.
+_UNITS_MM = {1: 1000.0, 3: 0.001}
+# Cosine of the angle between two axes that a qform may lose.
+_SHEAR = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,11 +42,17 @@ class Volume:
 
     Attributes:
         array: (x, y, z) or (x, y, z, bands), read-only, in the stored depth (float32 where the header rescales).
-        spacing_mm: size of a voxel along x, y and z.
+            x runs fastest in memory, so that slices across z are read without a copy.
+        grid: where the voxels lie.
     """
 
     array: np.ndarray
-    spacing_mm: tuple[float, float, float]
+    grid: Grid
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Size of a voxel along x, y and z."""
+        return self.grid.spacing_mm
 
 
 def nifti_case_name(path: str | Path) -> str | None:
@@ -116,46 +121,16 @@ def slice_spacing_mm(spacing_mm: tuple[float, float, float], axis: str) -> tuple
     return rows, columns
 
 
-def volume_shape(path: str | Path) -> tuple[int, ...]:
-    """(x, y, z) or (x, y, z, bands) from the header alone.
-
-    Raises:
-        ValueError: names the file when it is not a NIfTI volume.
-    """
-    return _squeezed(open_nifti(path).shape, path)
-
-
-def load_volume(path: str | Path) -> Volume:
-    """The decoded volume; the last two are kept, so that slices of one case cost one decoding per process.
-
-    Raises:
-        ValueError: names the file when it is missing, cut short or no NIfTI volume.
-    """
-    path = Path(path)
-    key = file_stamp(path)
-    with _cache_lock:
-        if key in _cache:
-            _cache.move_to_end(key)
-            return _cache[key]
-    volume = _decode(path)
-    with _cache_lock:
-        _cache[key] = volume
-        while len(_cache) > _CACHED_VOLUMES:
-            _cache.popitem(last=False)
-    return volume
-
-
 def open_nifti(path: str | Path) -> Any:
     """The nibabel image: header read and checked, voxels not yet."""
     # Imported here: nibabel costs 0.2 s, and most data sets hold no volumes.
     import nibabel
-    from nibabel.filebasedimages import ImageFileError
 
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file.")
     try:
         image: Any = nibabel.load(path)
-    except (ImageFileError, OSError, EOFError, zlib.error, ValueError) as error:
+    except Exception as error:  # nibabel has many kinds of its own, down to those of zlib
         raise ValueError(f"{path}: no readable NIfTI volume ({error}). Restore the file or leave it out.") from None
     if not isinstance(image, nibabel.Nifti1Image):
         raise ValueError(f"{path}: is a {type(image).__name__}, expected a NIfTI volume.")
@@ -166,9 +141,36 @@ def open_nifti(path: str | Path) -> Any:
     return image
 
 
-def _decode(path: Path) -> Volume:
+def nifti_geometry(path: Path) -> tuple[Grid, int]:
+    """Where the voxels lie, and the number of bands, from the header alone.
+
+    Raises:
+        ValueError: names the file when it is not a NIfTI volume.
+    """
     image = open_nifti(path)
-    shape = _squeezed(image.shape, path)
+    return nifti_grid(image, path), math.prod(_squeezed(image.shape, path)[3:])
+
+
+def nifti_grid(image: Any, path: Path) -> Grid:
+    """Where the voxels of a nibabel image lie: by its sform, else its qform, as nibabel and ITK have it."""
+    header, shape = image.header, _squeezed(image.shape, path)[:3]
+    unit_mm = _UNITS_MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    if int(header["sform_code"]) == int(header["qform_code"]) == 0:
+        sizes = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
+        sizes[~(np.isfinite(sizes) & (sizes > 0))] = 1.0
+        return Grid(shape, np.diag([*(sizes * unit_mm), 1.0]), oriented=False)
+    affine = checked_affine(header.get_best_affine(), path)
+    return Grid(shape, np.diag([unit_mm, unit_mm, unit_mm, 1.0]) @ affine)
+
+
+def decode_nifti(path: Path) -> Volume:
+    """The volume with all its voxels.
+
+    Raises:
+        ValueError: names the file when it is missing, cut short or no NIfTI volume.
+    """
+    image = open_nifti(path)
+    shape, grid = _squeezed(image.shape, path), nifti_grid(image, path)
     stored = image.dataobj
     if stored.dtype.kind not in "biuf":
         raise ValueError(f"{path}: voxels are {stored.dtype}, expected numbers (RGB and complex volumes are not read).")
@@ -184,10 +186,43 @@ def _decode(path: Path) -> Volume:
         array = array * np.float32(stored.slope) + np.float32(stored.inter)
     # float64 has a second half that nothing in segkit needs.
     dtype = np.dtype(np.float32) if array.dtype.kind == "f" else array.dtype.newbyteorder("=")
-    array = np.asarray(array, dtype=dtype, order="F")
+    array = np.asarray(grid.from_stored(array), dtype=dtype, order="F")
     array.flags.writeable = False
-    x, y, z = (float(s) for s in image.header.get_zooms()[:3])
-    return Volume(array, (x, y, z))
+    return Volume(array, grid)
+
+
+def nifti_labels_header(path: Path) -> bytes:
+    """Header of a NIfTI volume as its labels get it: the same but for depth, bands, and what belongs to gray values."""
+    image = open_nifti(path)
+    header = image.header.copy()
+    header.set_data_shape(_squeezed(image.shape, path)[:3])
+    header.set_data_dtype(np.uint8)
+    # Scaling and display range belong to the grey values of the image.
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0
+    return _as_bytes(header)
+
+
+def grid_header(grid: Grid) -> bytes:
+    """Header of labels on a grid that comes from another kind of file."""
+    import nibabel
+
+    header = nibabel.Nifti1Header()
+    header.set_data_shape(grid.stored_shape)
+    header.set_data_dtype(np.uint8)
+    header.set_xyzt_units("mm")
+    header.set_sform(grid.affine, code="scanner")
+    axes = grid.affine[:3, :3] / np.linalg.norm(grid.affine[:3, :3], axis=0)
+    # A qform holds no shear, as of a tilted gantry; one that says something else than the sform is worse than none.
+    upright = np.abs(axes.T @ axes - np.eye(3)).max() < _SHEAR
+    header.set_qform(grid.affine, code="scanner" if upright else "unknown")
+    return _as_bytes(header)
+
+
+def _as_bytes(header: Any) -> bytes:
+    buffer = io.BytesIO()
+    header.write_to(buffer)
+    return buffer.getvalue()
 
 
 def _read_checked(path: Path, size: int) -> bytes:

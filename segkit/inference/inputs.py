@@ -11,6 +11,7 @@ from pathlib import Path
 from segkit.data.images import ImageRef, image_refs, join_bands
 from segkit.data.reading import ImageReading
 from segkit.formats.files import walk
+from segkit.formats.volumes import join_series
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def _members(given: str | Path, axis: str, leave_out: Path | None) -> tuple[list
 def _images(paths: Iterable[Path], axis: str, root: Path, any_suffix: bool) -> tuple[list[Input], Broken]:
     found: list[Input] = []
     broken: Broken = []
-    for path in paths:
+    for path in join_series(paths):
         try:
             found += [Input(ref, stem, root) for stem, ref in image_refs(root, path, axis, any_suffix)]
         except ValueError as error:  # a volume whose header cannot be read

@@ -5,26 +5,30 @@ import nibabel
 import numpy as np
 import pytest
 
-from segkit.formats import nifti_slices
+from segkit.formats import volumes
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from segkit.formats.nifti_slices import (
-    load_volume,
     nifti_case_name,
     parse_slice_stem,
     set_volume_slice,
     slice_shape,
     slice_spacing_mm,
     slice_stem,
-    volume_shape,
     volume_slice,
 )
+from segkit.formats.volumes import load_volume, volume_shape
 
 ORGANS = MaskFormat.multiclass(["background", "liver", "spleen"])
 STREET = MaskFormat.multiclass(["sky", "road", "car"])
 # Oblique, anisotropic, left-handed: nothing that a default would give.
 AFFINE = np.array([[-0.7, 0.1, 0.0, 20.0], [0.0, 0.9, -0.3, -11.5], [0.0, 0.3, 2.5, 7.25], [0, 0, 0, 1]])
 SHAPE = (4, 5, 6)
+
+
+def in_memory(array):
+    """What is stored with `AFFINE` as segkit keeps it: x grows to the right."""
+    return array[::-1]
 
 
 def save(path, array, affine=AFFINE, make=nibabel.Nifti1Image, **header):
@@ -84,7 +88,7 @@ def test_volumes_keep_their_depth_and_say_their_spacing(tmp_path):
     for dtype, expected in ((np.int16, np.int16), (np.uint8, np.uint8), (np.float64, np.float32)):
         volume = load_volume(save(tmp_path / f"{np.dtype(dtype).name}.nii.gz", labels(dtype=dtype)))
         assert volume.array.dtype == expected
-        np.testing.assert_array_equal(volume.array, labels())
+        np.testing.assert_array_equal(volume.array, in_memory(labels()))
         assert volume.spacing_mm == pytest.approx((0.7, 0.9539392, 2.5179357), rel=1e-6)
     swapped = load_volume(save(tmp_path / "swapped.nii", labels(dtype=np.dtype(">i2"))))
     assert swapped.array.dtype == np.int16
@@ -96,7 +100,7 @@ def test_a_rescaled_volume_and_one_with_bands(tmp_path):
     image = nibabel.Nifti1Image(labels(dtype=np.int16), AFFINE)
     image.header.set_slope_inter(2.0, -1000.0)
     nibabel.save(image, path)
-    np.testing.assert_array_equal(load_volume(path).array, 2.0 * labels() - 1000.0)
+    np.testing.assert_array_equal(load_volume(path).array, 2.0 * in_memory(labels()) - 1000.0)
     assert load_volume(path).array.dtype == np.float32
     bands = save(tmp_path / "bands.nii.gz", labels(shape=(*SHAPE, 1, 2)))
     assert volume_shape(bands) == load_volume(bands).array.shape == (*SHAPE, 2)
@@ -107,8 +111,8 @@ def test_a_rescaled_volume_and_one_with_bands(tmp_path):
 def test_the_last_volume_is_decoded_once_and_a_new_file_is_seen(tmp_path, monkeypatch):
     path = save(tmp_path / "a.nii.gz", labels(seed=1))
     calls = []
-    decode = nifti_slices._decode
-    monkeypatch.setattr(nifti_slices, "_decode", lambda p: calls.append(p) or decode(p))
+    decode = volumes._decode
+    monkeypatch.setattr(volumes, "_decode", lambda p: calls.append(p) or decode(p))
     for _ in range(3):
         first = load_volume(path)
     assert len(calls) == 1
@@ -116,7 +120,7 @@ def test_the_last_volume_is_decoded_once_and_a_new_file_is_seen(tmp_path, monkey
         first.array[0, 0, 0] = 7
     save(path, labels(seed=2))
     os.utime(path, ns=(1, 1))
-    np.testing.assert_array_equal(load_volume(path).array, labels(seed=2))
+    np.testing.assert_array_equal(load_volume(path).array, in_memory(labels(seed=2)))
 
 
 # Reading ------------------------------------------------------------------------------------------------
@@ -130,7 +134,7 @@ def test_read_gives_slices_across_the_axis(axis, tmp_path):
     stems = codec.stems(tmp_path)
     assert stems == [f"sub/case@{axis}{i:03d}" for i in range(SHAPE["xyz".index(axis)])]
     for index, stem in enumerate(stems):
-        np.testing.assert_array_equal(codec.read(tmp_path, stem)[..., 0], volume_slice(array, axis, index))
+        np.testing.assert_array_equal(codec.read(tmp_path, stem)[..., 0], volume_slice(in_memory(array), axis, index))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16, np.int32, np.int64, np.uint16])
@@ -139,7 +143,51 @@ def test_whole_labels_in_any_depth(dtype, tmp_path):
     nibabel.save(image, tmp_path / "a.nii.gz")
     planes = open_codec("nifti", ORGANS).read(tmp_path, "a@z002")
     assert planes.dtype == np.uint8
-    np.testing.assert_array_equal(planes[..., 0], labels()[:, :, 2].T)
+    np.testing.assert_array_equal(planes[..., 0], in_memory(labels())[:, :, 2].T)
+
+
+@pytest.mark.parametrize(
+    ("values", "slope", "inter"),
+    [([0, 255, 510], 1 / 255, 0), ([0, 2, 4], 0.5, 0), ([10, 11, 12], 1, -10), ([-5, 0, 5], 0.2, 1)],
+)
+@pytest.mark.parametrize("order", "<>")
+def test_scaled_labels_are_whole_numbers_again(values, slope, inter, order, tmp_path):
+    """0, 1 and 2 lie in the file as `values`."""
+    header = nibabel.Nifti1Header(endianness=order)
+    header.set_data_dtype(np.int16)
+    image = nibabel.Nifti1Image(np.array(values, np.int16)[labels()], AFFINE, header)
+    image.header.set_slope_inter(slope, inter)
+    nibabel.save(image, tmp_path / "a.nii")
+    np.testing.assert_allclose(np.asarray(nibabel.load(tmp_path / "a.nii").dataobj), labels(), atol=1e-6)
+    planes = open_codec("nifti", ORGANS).read(tmp_path, "a@z001")
+    np.testing.assert_array_equal(planes[..., 0], in_memory(labels())[:, :, 1].T)
+
+
+def test_labels_in_nifti_2_and_with_one_band(tmp_path):
+    nibabel.save(nibabel.Nifti2Image(labels(dtype=np.int64)[..., None], AFFINE, dtype=np.int64), tmp_path / "a.nii.gz")
+    codec = open_codec("nifti", ORGANS)
+    assert len(codec.stems(tmp_path)) == 6
+    np.testing.assert_array_equal(codec.read(tmp_path, "a@z005")[..., 0], in_memory(labels())[:, :, 5].T)
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_labels_of_a_big_endian_image_keep_its_header(order, tmp_path):
+    header = nibabel.Nifti1Header(endianness=order)
+    header.set_data_dtype(np.int16)
+    header["descrip"] = b"scanner"
+    nibabel.save(nibabel.Nifti1Image(labels(dtype=np.int16), AFFINE, header), tmp_path / "in.nii")
+    format = MaskFormat.multiclass(range(300))
+    codec = open_codec("nifti", format)
+    for index in range(6):
+        codec.write(
+            tmp_path / "out", f"a@z{index:03d}", np.full((5, 4, 1), 260 + index, np.uint16), tmp_path / "in.nii"
+        )
+    codec.finish(tmp_path / "out")
+    written = nibabel.load(tmp_path / "out" / "a.nii.gz")
+    assert written.header.endianness == order
+    assert bytes(written.header["descrip"]).rstrip(b"\0") == b"scanner"
+    np.testing.assert_array_equal(written.affine, nibabel.load(tmp_path / "in.nii").affine)
+    np.testing.assert_array_equal(np.asarray(written.dataobj)[0, 0], [260, 261, 262, 263, 264, 265])
 
 
 @pytest.mark.parametrize(
@@ -202,7 +250,7 @@ def test_finish_keeps_orientation_and_voxel_size_of_the_input(axis, make, tmp_pa
     codec = open_codec({"name": "nifti", "axis": axis}, ORGANS)
     truth = labels(seed=4)
     for index in range(SHAPE["xyz".index(axis)]):
-        plane = volume_slice(truth, axis, index)[..., None]
+        plane = volume_slice(in_memory(truth), axis, index)[..., None]
         codec.write(out, slice_stem("sub/a", axis, index), plane, like=image)
     assert codec.stems(out) == [], "slices wait until finish"
     codec.finish(out)
@@ -289,7 +337,7 @@ def test_write_refuses_what_is_no_slice_of_its_input(tmp_path):
     for stem, shape in (("a@z000", (4, 5, 1)), ("a@z006", (5, 4, 1))):
         with pytest.raises(ValueError, match=r"is no such slice of .*in\.nii\.gz, whose shape is \(4, 5, 6\)"):
             codec.write(tmp_path / "out", stem, np.zeros(shape, np.uint8), like=image)
-    with pytest.raises(ValueError, match=r"in\.png: is no NIfTI volume"):
+    with pytest.raises(ValueError, match=r"in\.png: is no volume"):
         codec.write(tmp_path / "out", "a@z000", np.zeros((5, 4, 1), np.uint8), like=tmp_path / "in.png")
     with pytest.raises(ValueError, match="'photo' names no slice"):
         codec.write(tmp_path / "out", "photo", np.zeros((5, 4, 1), np.uint8))

@@ -1,0 +1,231 @@
+"""Headers of DICOM files: what each holds, and which files of a folder belong together."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+# Names end in these, in numbers (1.2.840.113), or in nothing at all: the content decides.
+DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
+# Files that lie beside images by the thousand; not opened to see whether they are DICOM.
+_NEVER_DICOM = {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".jp2",
+    ".nii",
+    ".gz",
+    ".json",
+    ".txt",
+    ".csv",
+}
+_SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
+_HEADER_TAGS = [
+    *("SOPClassUID", "SeriesInstanceUID", "SeriesDescription"),
+    *("Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PixelSpacing", "SliceThickness", "SpacingBetweenSlices"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture of a DICOM file, and where it lies in the patient.
+
+    Attributes:
+        path, number: the file, and the frame in it from 0.
+        size_hw: rows and columns.
+        position: of the centre of the first pixel, mm, towards left, back and head (DICOM's axes).
+        directions: unit vectors along a row and along a column.
+        spacing_mm: between rows, between columns.
+        thickness_mm: distance of slices where only one is there.
+        scale: (slope, intercept); stored values times the one plus the other are in the units of the modality.
+    """
+
+    path: Path
+    number: int
+    size_hw: tuple[int, int]
+    position: tuple[float, ...]
+    directions: tuple[float, ...]
+    spacing_mm: tuple[float, float]
+    thickness_mm: float
+    scale: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What one DICOM file holds.
+
+    Attributes:
+        series: its SeriesInstanceUID.
+        about: what the scanner calls the series.
+        count: number of frames; 0 where the file holds no picture.
+        placed: its frames, where it says of all how they lie in the patient.
+    """
+
+    path: Path
+    series: str
+    about: str
+    count: int
+    placed: tuple[Frame, ...]
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether a file is DICOM by its content: the letters DICM after 128 bytes."""
+    if path.suffix.lower() in _NEVER_DICOM:
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def without_dicom_suffix(name: str) -> str:
+    """`name` without `.dcm`; what follows another dot is part of a name such as 1.2.840.113."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in DICOM_SUFFIXES else name
+
+
+def folder_sources(folder: Path) -> dict[Path, Path]:
+    """What each DICOM file in a folder is read as: the folder, where it is a slice of the series there, or itself.
+
+    Files without pictures are left out: directories (DICOMDIR), contours, segmentations, reports.
+    """
+    headers, damaged = folder_headers(folder, folder_stamp(folder))
+    slices = {path for paths in series_of(headers).values() if len(paths) > 1 for path in paths}
+    if slices:
+        slices |= damaged.keys()  # that one cannot be read must not make a volume without it
+    pictures = [path for path, header in headers.items() if header.count]
+    return {path: folder if path in slices else path for path in sorted({*pictures, *damaged})}
+
+
+def series_of(headers: dict[Path, Header]) -> dict[str, list[Path]]:
+    """SeriesInstanceUID -> the files of single slices that belong to it."""
+    found: dict[str, list[Path]] = {}
+    for header in headers.values():
+        if header.count == 1 and header.placed:
+            found.setdefault(header.series, []).append(header.path)
+    return found
+
+
+def folder_stamp(folder: Path) -> tuple:
+    """Differs once a file in `folder` has been added, removed or written anew."""
+    try:
+        with os.scandir(folder) as entries:
+            facts = [(e.name, e.stat()) for e in entries if not e.name.startswith(".") and e.is_file()]
+    except OSError:
+        raise ValueError(f"{folder}: no such folder.") from None
+    return str(folder), *sorted((name, fact.st_mtime_ns, fact.st_size) for name, fact in facts)
+
+
+@lru_cache(maxsize=256)
+def folder_headers(folder: Path, stamp: tuple) -> tuple[dict[Path, Header], dict[Path, str]]:
+    """Headers of the DICOM files in a folder by path, and what is wrong with those that cannot be read."""
+    headers, damaged = {}, {}
+    for name, *_ in stamp[1:]:
+        path = folder / name
+        if is_dicom(path):
+            import_pydicom(path)
+            try:
+                headers[path] = read_header(path)
+            except ValueError as error:
+                damaged[path] = str(error)
+    return headers, damaged
+
+
+def read_header(path: Path) -> Header:
+    """Header of one file.
+
+    Raises:
+        ValueError: names the file when it cannot be read.
+    """
+    pydicom = import_pydicom(path)
+    try:
+        ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS)
+        kind = ds.get("SOPClassUID") or ds.file_meta.get("MediaStorageSOPClassUID")
+        is_picture = "Rows" in ds and "Columns" in ds and kind != _SEGMENTATION
+        # pydicom reads what there is of a file that was cut short, which may be nothing.
+        if kind is None or (not is_picture and "Image Storage" in kind.name):
+            raise ValueError("cut short")
+        count = int(ds.get("NumberOfFrames") or 1) if is_picture else 0
+        series, about = str(ds.get("SeriesInstanceUID", "")), str(ds.get("SeriesDescription", ""))
+        return Header(path, series, about, count, tuple(_placed(ds, path, count)))
+    except Exception as error:  # pydicom raises many kinds, down to struct.error
+        raise ValueError(f"{path}: no readable DICOM file ({error or type(error).__name__}).") from None
+
+
+def is_multi_frame(path: Path) -> bool:
+    """Whether a DICOM file holds several pictures. False for one that cannot be read, which reading it will say."""
+    import_pydicom(path)
+    try:
+        return read_header(path).count > 1
+    except ValueError:
+        return False
+
+
+def _placed(ds: Any, path: Path, count: int) -> tuple[Frame, ...]:
+    """The frames of a file with their places, or none where one of them has no place."""
+    if not count or int(ds.get("SamplesPerPixel") or 1) != 1:
+        return ()
+    shared = _first(ds, "SharedFunctionalGroupsSequence")
+    groups = ds.get("PerFrameFunctionalGroupsSequence")
+    if count > 1 and (groups is None or len(groups) != count):
+        return ()
+    frames = [_frame(ds, own, shared, path, number) for number, own in enumerate(groups or [None])]
+    return tuple(frame for frame in frames if frame is not None) if all(frames) else ()
+
+
+def _frame(ds: Any, own: Any, shared: Any, path: Path, number: int) -> Frame | None:
+    """One frame; an enhanced file says where it lies for each frame or for all, an older one in itself."""
+    place, plane, pixels, values = (
+        _first(own, name) or _first(shared, name) or ds
+        for name in (
+            "PlanePositionSequence",
+            "PlaneOrientationSequence",
+            "PixelMeasuresSequence",
+            "PixelValueTransformationSequence",
+        )
+    )
+    position, directions = place.get("ImagePositionPatient"), plane.get("ImageOrientationPatient")
+    spacing = pixels.get("PixelSpacing")
+    if not position or not directions or not spacing:
+        return None
+    return Frame(
+        path,
+        number,
+        size_hw=(int(ds.Rows), int(ds.Columns)),
+        position=tuple(float(v) for v in position),
+        directions=tuple(float(v) for v in directions),
+        spacing_mm=(float(spacing[0]), float(spacing[1])),
+        thickness_mm=float(pixels.get("SpacingBetweenSlices") or pixels.get("SliceThickness") or 1),
+        scale=scale_of(values),
+    )
+
+
+def scale_of(holder: Any) -> tuple[float, float]:
+    """(slope, intercept) that bring stored values to the units of the modality."""
+    slope, intercept = holder.get("RescaleSlope"), holder.get("RescaleIntercept")
+    return (1.0 if slope is None else float(slope)), (0.0 if intercept is None else float(intercept))
+
+
+def _first(holder: Any, sequence: str) -> Any:
+    """First item of a sequence, or None."""
+    items = holder.get(sequence) if holder is not None else None
+    return items[0] if items else None
+
+
+def import_pydicom(path: Path) -> Any:
+    """pydicom, or how to install it; `path` is what needs it."""
+    try:
+        import pydicom
+    except ImportError:
+        raise ValueError(f"{path}: is DICOM, which needs pydicom: pip install 'segkit[dicom]'") from None
+    return pydicom
