@@ -18,7 +18,6 @@ from segkit.data.cache import DecodedCopy, NoRoom, Source, decoded_copy
 from segkit.data.images import (
     IMAGE_SUFFIXES,
     ImageRef,
-    fit_size,
     resize_image,
     resize_planes,
 )
@@ -29,6 +28,7 @@ from segkit.data.splits import find_stems, match_stems
 from segkit.formats.classes import classes_to_list
 from segkit.formats.codec import Codec
 from segkit.formats.mask_format import MaskFormat
+from segkit.ops.sizes import Resize, fit_size
 
 _SHOWN = 5
 _MAX_FAULTS = 20
@@ -48,7 +48,7 @@ class MaskDataset(Dataset):
         codec: how the files hold the planes.
         stems: take these samples only, in this order, see `match_stems`; each must have an image and a mask.
         augment: called with (sample, random seed); see `build_augment`.
-        resize: [height, width], or the length of the longer side.
+        resize: [height, width], the length of the longer side, or a `Spacing`, see `fit_size`.
         reading: how image files become arrays; masks of volumes are cut like images.
         seed: of the augmentation.
         quarantine: samples to leave out, because something is wrong with them, named as for `match_stems`. Names that
@@ -70,13 +70,13 @@ class MaskDataset(Dataset):
         *,
         stems: Iterable[str] | None = None,
         augment: Callable[[Sample, int], Sample] | None = None,
-        resize: int | Sequence[int] | None = None,
+        resize: Resize = None,
         reading: ImageReading = ImageReading(),
         seed: int = 0,
         quarantine: Iterable[str] = (),
     ) -> None:
         if resize is not None:
-            fit_size((1, 1), resize)
+            fit_size((1, 1), resize, (1.0, 1.0))
         self.images, self.masks, self.codec = Path(images), Path(masks), codec
         self.augment, self.resize, self.reading, self.seed = augment, resize, reading, seed
         refs = reading.find(self.images)
@@ -101,7 +101,7 @@ class MaskDataset(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         sample = self.read(index)
         if self.resize is not None:
-            sample = _resized(sample, fit_size(sample.size_hw, self.resize))
+            sample = _resized(sample, self.size_of(sample))
         if self.augment is None:
             return sample
         return self.augment(sample, sample_seed(self.seed, epoch, index % len(self)))
@@ -115,6 +115,13 @@ class MaskDataset(Dataset):
             return self._copy.read(stem)
         image = self.reading.read(ref)
         return Sample(stem, image, self.codec.read(self.masks, stem), self.reading.spacing_mm(ref))
+
+    def size_of(self, sample: Sample) -> tuple[int, int]:
+        """(height, width) that `resize` gives a stored sample."""
+        try:
+            return fit_size(sample.size_hw, self.resize, sample.spacing_mm)
+        except ValueError as error:
+            raise ValueError(f"{sample.stem}: {error}") from None
 
     def image_path(self, index: int) -> Path:
         """File of image `index`."""
@@ -178,7 +185,7 @@ class MaskDataset(Dataset):
             progress: called with (samples read, samples in all).
 
         Returns:
-            Number of samples of each stored (height, width).
+            Number of samples of each (height, width), as `resize` makes them.
 
         Raises:
             ValueError: names up to 20 samples and what is wrong with each.
@@ -200,11 +207,12 @@ class MaskDataset(Dataset):
             try:
                 sample = self.read(index)
                 take(sample)
+                size_hw = self.size_of(sample)
             except NoRoom:
                 raise
             except ValueError as error:
                 return str(error)
-            return sample.size_hw, sample.image.shape[2], str(sample.image.dtype)
+            return size_hw, sample.image.shape[2], str(sample.image.dtype)
 
         pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
         try:
