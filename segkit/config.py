@@ -26,6 +26,9 @@ Line = dict[tuple[Any, ...], int]
 
 Side = PositiveInt
 SizeHW = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
+Millimetres = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+SpacingMm = Annotated[list[Millimetres], Field(min_length=2, max_length=2)]
+LowHigh = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
 class Section(BaseModel):
@@ -82,6 +85,8 @@ class DataConfig(Section):
     layout: str = "folders"
     crop: Side | SizeHW | None = None  # training crops: a square, or [height, width]
     resize: Side | SizeHW | None = None  # working size of the model: longer side, or [height, width]
+    spacing_mm: Millimetres | SpacingMm | None = None  # working size by distance: of pixels, or [row, column]
+    normalize: Literal["dataset", "image", "volume"] = "dataset"  # over what mean and deviation are taken
     axis: Literal["x", "y", "z"] = "z"  # volumes are cut across it
     neighbours: int = Field(0, ge=0)  # so many slices on either side are further bands of a slice
     quarantine: str | None = None  # file below `root` with stems to leave out
@@ -100,6 +105,12 @@ class DataConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _one_working_size(self) -> DataConfig:
+        if self.resize is not None and self.spacing_mm is not None:
+            raise ValueError("`resize` or `spacing_mm`, not both")
+        return self
+
+    @model_validator(mode="after")
     def _train_is_the_source(self) -> DataConfig:
         if self.train is not None and self.train.from_ is not None:
             raise ValueError("folders for `train`, which others take their share from")
@@ -113,7 +124,19 @@ class ModelConfig(Section):
     encoder: str = "resnet34"
     weights: str | None = "imagenet"  # imagenet, none, packaged, or a path
     in_channels: PositiveInt | None = None  # None: 3 for 8-bit images, else their bands
+    clip: Literal["none"] | LowHigh | None = None  # percentiles; None: [0.5, 99.5], but nothing of 8-bit images
+    window: LowHigh | None = None  # [low, high] in stored units instead, such as Hounsfield units of a CT
     options: dict[str, Any] = {}  # handed to the architecture, such as decoder_channels
+
+    @model_validator(mode="after")
+    def _ranges(self) -> ModelConfig:
+        if self.clip is not None and self.window is not None:
+            raise ValueError("`clip` or `window`, not both")
+        if self.window is not None and not self.window[0] < self.window[1]:
+            raise ValueError(f"`window: [low, high]` with low below high, not {self.window}")
+        if isinstance(self.clip, list) and not 0 <= self.clip[0] < self.clip[1] <= 100:
+            raise ValueError(f"`clip: [low, high]` with percentiles from 0 to 100, not {self.clip}")
+        return self
 
 
 class TrainConfig(Section):
@@ -150,6 +173,16 @@ class Experiment(Section):
     model: ModelConfig = ModelConfig()
     loss: str | dict[str, Any] = {"cross_entropy": 1, "dice": 1}
     train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _ranges_are_of_stored_values(self) -> Experiment:
+        normalize = self.data.normalize
+        if normalize != "dataset" and (self.model.clip, self.model.window) != (None, None):
+            raise ValueError(
+                f"`model.clip` and `model.window` left out, which are for stored values, where `data.normalize` is "
+                f"{normalize}"
+            )
+        return self
 
     def to_yaml(self) -> str:
         """Complete and resolved, as a run folder keeps it; `read_config` reads it back."""

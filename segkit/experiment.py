@@ -26,6 +26,7 @@ from segkit.formats.mask_format import MaskFormat
 from segkit.metrics.scores import Scores
 from segkit.models.devices import pick_device
 from segkit.models.segmenter import Segmenter
+from segkit.ops.sizes import Resize, Spacing, is_one_size
 
 log = logging.getLogger("segkit")
 
@@ -68,7 +69,20 @@ def open_masks(masks: MasksConfig, axis: str = "z") -> Codec:
 
 def image_reading(config: Experiment) -> ImageReading:
     """How the images of an experiment are read."""
-    return ImageReading(gray=config.model.in_channels == 1, axis=config.data.axis, neighbours=config.data.neighbours)
+    return ImageReading(
+        gray=config.model.in_channels == 1,
+        axis=config.data.axis,
+        neighbours=config.data.neighbours,
+        normalize=config.data.normalize,
+    )
+
+
+def working_size(config: Experiment) -> Resize:
+    """The size that the model of an experiment works at."""
+    spacing = config.data.spacing_mm
+    if spacing is None:
+        return config.data.resize
+    return Spacing(*spacing) if isinstance(spacing, list) else Spacing(spacing, spacing)
 
 
 def open_part(config: Experiment, name: str, codec: Codec, reading: ImageReading | None = None) -> MaskDataset:
@@ -104,7 +118,7 @@ def open_parts(config: Experiment, codec: Codec, progress: Any = None) -> Parts:
         sources = {name: _cached(config, name, data, progress or silent_progress) for name, data in sources.items()}
         parts = {name: _share(config, name, sources[_source_of(config, name)]) for name in names}
     train = parts["train"]
-    train.augment, train.resize, train.seed = augment, config.data.resize, config.train.seed
+    train.augment, train.resize, train.seed = augment, working_size(config), config.train.seed
     return Parts(train, parts.get("val"), parts.get("test"))
 
 
@@ -123,7 +137,9 @@ def build(config: Experiment, codec: Codec, parts: Parts) -> Segmenter:
         codec.format,
         weights=given.weights,
         in_channels=bands,
-        resize=config.data.resize,
+        clip=given.clip,
+        window=given.window,
+        resize=working_size(config),
         **given.options,
     )
 
@@ -240,12 +256,15 @@ def scored_part(config: Experiment, split: str | None) -> str:
 
 def verify(parts: Parts, config: Experiment, progress: Any) -> None:
     """Read every sample once, so that a bad one is named before training starts, not an hour later."""
+    resize = working_size(config)
     for name, data in (("train", parts.train), ("val", parts.val), ("test", parts.test)):
         if data is not None:
+            seen = data.without_augment()
+            seen.resize = resize  # the model's, for all parts: one that needs a spacing is known now
             with progress(f"checking {name}") as update:
-                sizes = data.verify(progress=update)
+                sizes = seen.verify(progress=update)
             # A list of transforms may cut on its own.
-            one_size = config.data.crop is not None or isinstance(config.data.resize, list)
+            one_size = config.data.crop is not None or is_one_size(resize)
             if name == "train" and not one_size and isinstance(config.augment, str):
                 check_training_sizes(sizes, config.train.batch_size)
 
@@ -260,7 +279,7 @@ def draw_pictures(model: Segmenter, data: MaskDataset, folder: Path, device: str
         sample = data.read(int(index))
         truth, pred = (
             draw_overlay(sample.image, planes, data.format)
-            for planes in (sample.planes, predictor.predict(sample.image))
+            for planes in (sample.planes, predictor.predict_sample(sample))
         )
         write_picture(folder / f"{sample.stem}.png", side_by_side(to_rgb(sample.image), truth, pred))
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from segkit.data.fast_augment import FAST_PRESETS, FastAugment
 from segkit.data.images import resize_image, resize_planes
+from segkit.data.intensity import clipped
 from segkit.data.packed import PackedPlanes
 from segkit.data.sample import Sample
 from segkit.data.transform_list import Pipeline, entry_name
@@ -83,10 +84,12 @@ class Augment:
     Attributes:
         spec: preset name or list of transforms, as given.
         crop: (height, width) of every result, or None for the size of the sample.
+        clip: (low, high) per band, see `clipped`; training sets what the model clips.
     """
 
     def __init__(self, spec: str | Sequence[Any], format: MaskFormat, crop: tuple[int, int] | None) -> None:
         self.spec, self.crop = spec, crop
+        self.clip: Sequence[tuple[float, float]] | None = None
         self._ignore_index, self._dtype = format.ignore_index, format.dtype
         self._preset = PRESETS[spec] if isinstance(spec, str) else None
         self._pipelines: dict[tuple[bool, bool, bool], Pipeline | None] = {}
@@ -97,6 +100,7 @@ class Augment:
         """A new sample; a function of (sample, seed) alone."""
         rng = np.random.default_rng(seed)
         image, planes = self._cut_first(sample, rng)
+        image = clipped(image, self.clip)
         pipeline = self._pipeline(image.shape)
         if pipeline is not None:
             if not image.flags.writeable:  # mapped from a file; transforms may work in place

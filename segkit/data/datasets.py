@@ -15,7 +15,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from segkit.data.cache import DecodedCopy, NoRoom, Source, decoded_copy
-from segkit.data.images import fit_size, resize_image, resize_planes
+from segkit.data.images import resize_image, resize_planes
 from segkit.data.origin import Origin, find_origin
 from segkit.data.pairing import find_pairs
 from segkit.data.patterns import STEM, Pattern
@@ -25,6 +25,7 @@ from segkit.data.splits import match_stems
 from segkit.formats.classes import classes_to_list
 from segkit.formats.codec import Codec
 from segkit.formats.mask_format import MaskFormat
+from segkit.ops.sizes import Resize, fit_size
 
 _SHOWN = 5
 _MAX_FAULTS = 20
@@ -50,7 +51,7 @@ class MaskDataset(Dataset):
             `reading`.
         stems: take these samples only, in this order, see `match_stems`; each must have an image and a mask.
         augment: called with (sample, random seed); see `build_augment`.
-        resize: [height, width], or the length of the longer side.
+        resize: [height, width], the length of the longer side, or a `Spacing`, see `fit_size`.
         reading: how image files become arrays; masks of volumes are cut like images.
         seed: of the augmentation.
         quarantine: samples to leave out, because something is wrong with them, named as for `match_stems`. Names that
@@ -75,13 +76,13 @@ class MaskDataset(Dataset):
         bands: Sequence[str] | None = None,
         stems: Iterable[str] | None = None,
         augment: Callable[[Sample, int], Sample] | None = None,
-        resize: int | Sequence[int] | None = None,
+        resize: Resize = None,
         reading: ImageReading = ImageReading(),
         seed: int = 0,
         quarantine: Iterable[str] = (),
     ) -> None:
         if resize is not None:
-            fit_size((1, 1), resize)
+            fit_size((1, 1), resize, (1.0, 1.0))
         self.images, self.masks, self.codec = Path(images), Path(masks), codec
         self.augment, self.resize, self.seed = augment, resize, seed
         self.reading = reading.named(image_pattern, bands)
@@ -105,7 +106,7 @@ class MaskDataset(Dataset):
         epoch, index = key if isinstance(key, tuple) else (0, key)
         sample = self.read(index)
         if self.resize is not None:
-            sample = _resized(sample, fit_size(sample.size_hw, self.resize))
+            sample = _resized(sample, self.size_of(sample))
         if self.augment is None:
             return sample
         return self.augment(sample, sample_seed(self.seed, epoch, index % len(self)))
@@ -117,9 +118,16 @@ class MaskDataset(Dataset):
         ref, stem = self._refs[index], self.stems[index]
         if self._copy is not None:
             return self._copy.read(stem)
-        self.codec.check_like(self.masks, stem, ref.path)
+        self.codec.check_like(self.masks, self._mask_names[index], ref.path)
         image = self.reading.read(ref)
         return Sample(stem, image, self.codec.read(self.masks, self._mask_names[index]), self.reading.spacing_mm(ref))
+
+    def size_of(self, sample: Sample) -> tuple[int, int]:
+        """(height, width) that `resize` gives a stored sample."""
+        try:
+            return fit_size(sample.size_hw, self.resize, sample.spacing_mm)
+        except ValueError as error:
+            raise ValueError(f"{sample.stem}: {error}") from None
 
     def image_path(self, index: int) -> Path:
         """File of image `index`; the first one where its bands lie in several."""
@@ -195,7 +203,7 @@ class MaskDataset(Dataset):
             progress: called with (samples read, samples in all).
 
         Returns:
-            Number of samples of each stored (height, width).
+            Number of samples of each (height, width), as `resize` makes them.
 
         Raises:
             ValueError: names up to 20 samples and what is wrong with each.
@@ -217,11 +225,12 @@ class MaskDataset(Dataset):
             try:
                 sample = self.read(index)
                 take(sample)
+                size_hw = self.size_of(sample)
             except NoRoom:
                 raise
             except ValueError as error:
                 return str(error)
-            return sample.size_hw, sample.image.shape[2], str(sample.image.dtype)
+            return size_hw, sample.image.shape[2], str(sample.image.dtype)
 
         pool = ThreadPoolExecutor(workers or min(8, os.cpu_count() or 1))
         try:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from segkit.data.datasets import MaskDataset, sample_seed
 from segkit.data.device_augment import find_places, recolor, take_pixels, take_planes
 from segkit.data.fast_augment import FAST_PRESETS, FastPreset, draw
+from segkit.data.intensity import clipped
 from segkit.data.loaders import SeededSampler, check_batch_size, in_depth
 from segkit.data.memory import available_memory
 from segkit.data.sample import Batch, Sample
@@ -55,7 +56,9 @@ class DeviceDataset(Dataset[Batch]):
         self._starts = [0, *ends[:-1].tolist()]
         dtype = np.result_type(*(sample.image.dtype for sample in samples))
         self._dtype = _TORCH_DTYPES[dtype.name]
-        self._images = _joined([in_depth(sample.image, dtype) for sample in samples], device)
+        clip = getattr(data.augment, "clip", None)
+        images = [in_depth(clipped(sample.image, clip), dtype) for sample in samples]
+        self._images = _joined(images, device)
         self._planes = _joined([sample.planes for sample in samples], device)
 
     def __len__(self) -> int:

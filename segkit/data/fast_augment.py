@@ -13,11 +13,13 @@ presets `light`, `street` and `medical` do. What differs:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from segkit.data.intensity import clipped
 from segkit.data.sample import Sample
 from segkit.data.warp import Move, move_image, move_planes
 from segkit.data.windows import place_window, roomy_window, zoomed_window
@@ -110,16 +112,18 @@ class FastAugment:
     Attributes:
         spec: name of the preset.
         crop: (height, width) of every result, or None for the size of the sample.
+        clip: (low, high) per band, see `clipped`; training sets what the model clips.
     """
 
     def __init__(self, spec: str, format: MaskFormat, crop: tuple[int, int] | None) -> None:
         self.spec, self.crop = spec, crop
+        self.clip: Sequence[tuple[float, float]] | None = None
         self._preset, self._ignore_index = FAST_PRESETS[spec], format.ignore_index
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
         """A new sample; a function of (sample, seed) alone."""
         move, colours = draw(self._preset, self.crop or sample.size_hw, sample.size_hw, seed)
-        image = move_image(sample.image, move)
+        image = clipped(move_image(sample.image, move), self.clip)
         planes = move_planes(sample.stored_planes, move, self._ignore_index)
         return Sample(sample.stem, _change_colours(image, colours), planes, sample.spacing_mm)
 

@@ -45,14 +45,15 @@ def collate(samples: Sequence[Sample]) -> Batch:
     # torch computes little in uint16; see MaskFormat.torch_dtype.
     depth = np.uint8 if planes.dtype == np.uint8 else np.int32
     target = torch.from_numpy(np.ascontiguousarray(planes, dtype=depth))
-    return Batch([s.stem for s in samples], images, target)
+    shared = first.spacing_mm if len({s.spacing_mm for s in samples}) == 1 else None
+    return Batch([s.stem for s in samples], images, target, shared)
 
 
 def group_by_size(samples: Sequence[Sample]) -> list[Batch]:
-    """One batch for each size (and number of bands and depth) among the samples, in the order of first sight."""
+    """One batch for each size (and number of bands, depth, spacing) among the samples, in the order of first sight."""
     groups: dict[tuple, list[Sample]] = defaultdict(list)
     for sample in samples:
-        groups[(sample.image.shape, sample.image.dtype.str)].append(sample)
+        groups[(sample.image.shape, sample.image.dtype.str, sample.spacing_mm)].append(sample)
     return [collate(group) for group in groups.values()]
 
 

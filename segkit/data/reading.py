@@ -10,9 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from segkit.data.images import ImageRef, find_images, image_spacing_mm, join_bands, read_image
+from segkit.data.intensity import Scale, files_scale, image_scale
 from segkit.data.patterns import STEM, Pattern
 from segkit.formats.nifti_slices import axis_number
 from segkit.formats.volumes import volume_shape
+
+NORMALIZE = ("dataset", "image", "volume")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,9 @@ class ImageReading:
         pattern: how the files of images are named after their samples, see `Pattern`.
         bands: where the bands of an image lie in a file each: what stands for `{band}` in `pattern`.
         neighbours: so many slices on either side of a slice are further bands of it ("2.5-D").
+        normalize: `dataset` leaves values as stored: the model's statistics, of all training images, do the rest.
+            `image` brings each band of each image to mean 0 and deviation 1, `volume` each band of each volume, and
+            of each image that is no slice of one.
     """
 
     gray: bool = False
@@ -32,6 +38,7 @@ class ImageReading:
     pattern: str = STEM
     bands: tuple[str, ...] = ()
     neighbours: int = 0
+    normalize: str = "dataset"
 
     def __post_init__(self) -> None:
         axis_number(self.axis)
@@ -39,6 +46,10 @@ class ImageReading:
         _ = self.files
         if self.neighbours < 0:
             raise ValueError(f"neighbours is {self.neighbours}: expected 0, or a number of slices on either side.")
+        if self.normalize not in NORMALIZE:
+            raise ValueError(
+                f"normalize is {self.normalize!r}: expected {', '.join(NORMALIZE[:-1])} or {NORMALIZE[-1]}."
+            )
 
     @cached_property
     def files(self) -> Pattern:
@@ -62,7 +73,7 @@ class ImageReading:
         return join_bands(find_images(root, self.axis), self.files)
 
     def read(self, ref: ImageRef) -> np.ndarray:
-        """(H, W, B) pixels in stored units; see `read_image`.
+        """(H, W, B) pixels in stored units, see `read_image`; or float32, normalised as a whole.
 
         With k `neighbours`, the bands of slice i are those of slice i - k, then those of i - k + 1, and so on to
         i + k: (2 k + 1) B in all. Where the volume ends, its last slice is repeated.
@@ -70,12 +81,20 @@ class ImageReading:
         Raises:
             ValueError: neighbours of an image that is no slice of a volume, and all that `read_image` refuses.
         """
-        slices = [read_image(near, self.gray) for near in self._around(ref)]
+        slices = [self._read_one(near) for near in self._around(ref)]
         return slices[0] if len(slices) == 1 else np.concatenate(slices, axis=2)
 
     def spacing_mm(self, ref: ImageRef) -> tuple[float, float] | None:
         """(row, column) distances; see `image_spacing_mm`."""
         return image_spacing_mm(ref)
+
+    def _read_one(self, ref: ImageRef) -> np.ndarray:
+        image = read_image(ref, self.gray)
+        return image if self.normalize == "dataset" else self._scale(ref, image).apply(image)
+
+    def _scale(self, ref: ImageRef, image: np.ndarray) -> Scale:
+        whole = self.normalize == "volume" and ref.axis is not None
+        return files_scale(ref.files) if whole else image_scale(image)
 
     def _around(self, ref: ImageRef) -> list[ImageRef]:
         """The image, between its neighbours."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ class Sample:
         stem: name of the sample, such as `town/a` or `case@z017`.
         image: (H, W, B) uint8, uint16 or float32, in stored units; colours are red, green, blue.
         planes: (H, W, P) uint8 or uint16, see `MaskFormat`.
-        spacing_mm: distance of neighbouring rows and columns, where the file tells it.
+        spacing_mm: (row, column) distances, where the file tells them.
     """
 
     stem: str
@@ -65,26 +65,28 @@ class Batch:
         stems: N names.
         images: (N, B, H, W) as stored: uint8 stays uint8 until it is on the device.
         target: (N, P, H, W) of `MaskFormat.torch_dtype`.
+        spacing_mm: (row, column) distances that all samples share, else None.
     """
 
     stems: list[str]
     images: Tensor
     target: Tensor
+    spacing_mm: tuple[float, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.stems)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on `device`."""
-        return Batch(
-            self.stems,
-            self.images.to(device, non_blocking=non_blocking),
-            self.target.to(device, non_blocking=non_blocking),
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=non_blocking),
+            target=self.target.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory, from which a GPU copies without waiting."""
-        return Batch(self.stems, self.images.pin_memory(), self.target.pin_memory())
+        return replace(self, images=self.images.pin_memory(), target=self.target.pin_memory())
 
 
 def _size_text(array: np.ndarray) -> str:

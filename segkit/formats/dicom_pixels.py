@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from segkit.formats.dicom_files import import_pydicom, read_header, scale_of
+from segkit.formats.image_pixels import as_pixels
 from segkit.formats.limits import max_pixels
 
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
@@ -32,18 +32,7 @@ def read_dicom_image(path: Path, gray: bool | None = False, limit: int | None = 
         # The range of the stored bits, not of the dtype: 12 bits in 16 would become nearly white.
         low = -(1 << (int(ds.BitsStored) - 1)) if ds.PixelRepresentation else 0
         stored = (2 * low + (1 << int(ds.BitsStored)) - 1 - stored.astype(np.int64)).astype(stored.dtype)
-    image = rescaled(stored, *scale_of(ds))
-    if image.dtype not in (np.uint8, np.uint16):
-        image = image.astype(np.float32)
-    if image.ndim == 2:
-        image = image[..., None]
-    if image.dtype != np.uint8 or gray is None:
-        return image
-    if image.shape[2] == 1 and not gray:
-        return np.repeat(image, 3, axis=2)
-    if image.shape[2] == 3 and gray:
-        return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[..., None]
-    return image
+    return as_pixels(rescaled(stored, *scale_of(ds)), gray)
 
 
 def read_pixels(path: Path, limit: int) -> tuple[np.ndarray, Any]:

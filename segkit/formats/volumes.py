@@ -72,13 +72,13 @@ def volume_shape(path: str | Path) -> tuple[int, ...]:
     Raises:
         ValueError: names the file when it is no volume, or says what is wrong with a series.
     """
-    grid, bands = _geometry(Path(path), _stamp(Path(path)))
+    grid, bands = _geometry(Path(path), volume_stamp(Path(path)))
     return grid.shape if bands == 1 else (*grid.shape, bands)
 
 
 def volume_grid(path: str | Path) -> Grid:
     """Where the voxels lie, from headers alone."""
-    return _geometry(Path(path), _stamp(Path(path)))[0]
+    return _geometry(Path(path), volume_stamp(Path(path)))[0]
 
 
 def load_volume(path: str | Path) -> Volume:
@@ -90,7 +90,7 @@ def load_volume(path: str | Path) -> Volume:
         ValueError: names the file when it is missing, cut short or no volume.
     """
     path = Path(path)
-    key = _stamp(path)
+    key = volume_stamp(path)
     with _lock:
         known = _volumes.get(key)
         future = known if known is not None else _volumes.setdefault(key, Future())
@@ -109,15 +109,16 @@ def load_volume(path: str | Path) -> Volume:
 def misplaced(path: str | Path, like: str | Path) -> str | None:
     """How the voxels of one volume lie beside those of another, see `grids.difference`; None where they coincide."""
     path, like = Path(path), Path(like)
-    return _misplaced(path, _stamp(path), like, _stamp(like))
+    return _misplaced(path, volume_stamp(path), like, volume_stamp(like))
 
 
 def labels_header(path: str | Path) -> bytes:
     """Header of a NIfTI file for labels of a volume, stored as that is; without its voxels."""
-    return _labels_header(Path(path), _stamp(Path(path)))
+    return _labels_header(Path(path), volume_stamp(Path(path)))
 
 
-def _stamp(path: Path) -> Stamp:
+def volume_stamp(path: Path) -> Stamp:
+    """Differs once the file, or a file of the series, has been written anew."""
     return folder_stamp(path) if path.is_dir() else file_stamp(path)
 
 

@@ -50,6 +50,7 @@ def evaluate(
             "these cannot be compared."
         )
     check_tile(tile)
+    check_normalize(model, data)
     data = as_stored(data)
     place = pick_device(device)
     model = model.to(place).eval()
@@ -60,12 +61,21 @@ def evaluate(
     for parts in DeviceLoader(loader, place):
         for batch in parts:
             with autocast(place):
-                logits = image_logits(model, batch.images, tile)
+                logits = image_logits(model, batch.images, tile, batch.spacing_mm)
             counts.update(model.format.decode(logits), batch.target)
             done += len(batch)
         if progress is not None:
             progress(done, len(data))
     return Scores(counts.compute())
+
+
+def check_normalize(model: Segmenter, data: MaskDataset) -> None:
+    """Refuse images that are not normalised as the model was trained."""
+    if data.reading.normalize != model.reading.normalize:
+        raise ValueError(
+            f"{data.images}: read with normalize={data.reading.normalize!r}, but the model takes images with "
+            f"{model.reading.normalize!r}. Open the data with `reading=model.reading`."
+        )
 
 
 def as_stored(data: MaskDataset) -> MaskDataset:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segkit.data.intensity import Scale, image_scale
+from segkit.data.sample import Sample
 from segkit.formats.coco_files import file_name_of
 from segkit.formats.codec import Codec
 from segkit.formats.files import write_whole
@@ -54,6 +56,14 @@ class PredictReport:
 class Predictor:
     """Predicts masks with one model on one device.
 
+    Arrays are whole images as they are stored, (H, W, B), or (H, W) for one band. They are normalised as
+    `model.reading.normalize` says, and with `volume` each needs the `scale` of the volume that it is a slice of:
+
+        scale = volume_scale(voxels)                       # segkit.data.intensity; once per volume
+        planes = predictor.predict(voxels[:, :, 17].T, scale=scale)
+
+    Where the model works at a spacing, each needs its `spacing_mm`, the (row, column) distances.
+
     Args:
         model: a `Segmenter`, or the path of a bundle or run folder.
         codec: how masks are written; by default the codec stored in the bundle. Only files need one.
@@ -78,17 +88,28 @@ class Predictor:
         self.codec = codec
         self.tile = tile
 
-    def predict(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, P) planes of an (H, W, B) image as stored; (H, W) is taken as one band."""
-        return self._planes(self._coarse_logits(image))
+    def predict(
+        self, image: np.ndarray, *, spacing_mm: Sequence[float] | None = None, scale: Scale | None = None
+    ) -> np.ndarray:
+        """(H, W, P) planes of an image."""
+        return self._planes(self._coarse_logits(self._normalized(image, scale), spacing_mm))
 
-    def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """(C, H, W) float32 in [0, 1] of an (H, W, B) image as stored."""
-        return self._probabilities(self._coarse_logits(image)).cpu().numpy()
+    def probabilities(
+        self, image: np.ndarray, *, spacing_mm: Sequence[float] | None = None, scale: Scale | None = None
+    ) -> np.ndarray:
+        """(C, H, W) float32 in [0, 1] of an image."""
+        logits = self._coarse_logits(self._normalized(image, scale), spacing_mm)
+        return self._probabilities(logits).cpu().numpy()
 
-    def logits(self, image: np.ndarray) -> Tensor:
+    def logits(
+        self, image: np.ndarray, *, spacing_mm: Sequence[float] | None = None, scale: Scale | None = None
+    ) -> Tensor:
         """(1, C, H, W) float32 logits on the device."""
-        return self._coarse_logits(image).full().float()
+        return self._coarse_logits(self._normalized(image, scale), spacing_mm).full().float()
+
+    def predict_sample(self, sample: Sample) -> np.ndarray:
+        """(H, W, P) planes of a sample as a data set with `model.reading` reads it."""
+        return self._planes(self._coarse_logits(sample.image, sample.spacing_mm))
 
     def predict_files(
         self,
@@ -142,8 +163,9 @@ class Predictor:
     def _predict_one(
         self, job: Input, codec: Codec, out: Path, overlay: bool, probabilities: bool, objects: Objects | None
     ) -> None:
-        image = self.model.reading.read(job.image)
-        logits = self._coarse_logits(image)
+        reading = self.model.reading
+        image = reading.read(job.image)
+        logits = self._coarse_logits(image, reading.spacing_mm(job.image))
         planes = self._planes(logits)
         codec.write(out, job.stem, planes, like=job.image.path)
         if overlay:
@@ -159,12 +181,27 @@ class Predictor:
             np.savez_compressed(content, probabilities=half, classes=np.array(self.model.format.names))
             write_whole(out / "_probabilities" / f"{job.stem}.npz", content.getvalue())
 
+    def _normalized(self, image: np.ndarray, scale: Scale | None) -> np.ndarray:
+        """(H, W, B) as `model.reading` would have read it."""
+        image = image[..., None] if image.ndim == 2 else image
+        mode = self.model.reading.normalize
+        if mode == "dataset":
+            if scale is not None:
+                raise ValueError("the model takes values as they are stored: leave `scale` out.")
+            return image
+        if scale is None and mode == "volume":
+            raise ValueError(
+                "the model takes values normalised over a whole volume, which one image does not tell: give "
+                "`scale=volume_scale(voxels)` of segkit.data.intensity, or `image_scale(image)` for an image that is "
+                "no slice."
+            )
+        return (image_scale(image) if scale is None else scale).apply(image)
+
     @torch.inference_mode()
-    def _coarse_logits(self, image: np.ndarray) -> CoarseLogits:
-        bands = image[..., None] if image.ndim == 2 else image
-        stored = torch.from_numpy(np.array(bands.transpose(2, 0, 1)))[None].to(self.device)
+    def _coarse_logits(self, image: np.ndarray, spacing_mm: Sequence[float] | None) -> CoarseLogits:
+        stored = torch.from_numpy(np.array(image.transpose(2, 0, 1)))[None].to(self.device)
         with autocast(self.device):
-            return image_logits(self.model, stored, self.tile)
+            return image_logits(self.model, stored, self.tile, spacing_mm)
 
     def _probabilities(self, logits: CoarseLogits) -> Tensor:
         return self.model.format.probabilities(logits.full())[0]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from segkit.models.segmenter import Segmenter, resize_images
+from segkit.models.segmenter import Segmenter
 from segkit.ops.sizes import fit_size
 from segkit.ops.upsample import CoarseLogits
 
@@ -17,24 +18,27 @@ DEFAULT_TILE = 1024
 _OVERLAP = 0.25
 
 
-def image_logits(model: Segmenter, images: Tensor, tile: int | None = None) -> CoarseLogits:
+def image_logits(
+    model: Segmenter, images: Tensor, tile: int | None = None, spacing_mm: Sequence[float] | None = None
+) -> CoarseLogits:
     """Logits for the stored size.
 
     Args:
         images: (N, B, H, W) as stored, on the model's device.
         tile: side of the windows in pixels of the model's working size; None cuts only images above 4 megapixels.
+        spacing_mm: (row, column) distances of all images, where the model works at a `Spacing`.
 
     Returns:
         Standing for (N, C, H, W).
     """
     stored_hw = (images.shape[-2], images.shape[-1])
-    height, width = fit_size(stored_hw, model.resize)
+    height, width = fit_size(stored_hw, model.resize, spacing_mm)
     side = tile if tile is not None else (DEFAULT_TILE if height * width > WHOLE_PIXELS else None)
     if side is None or (height <= side and width <= side):
-        return model.predict_coarse_logits(images)
+        return model.predict_coarse_logits(images, spacing_mm)
     if (height, width) == stored_hw:
         return CoarseLogits.of(blend_windows(model, images, side))
-    logits = blend_windows(model, resize_images(images, (height, width)), side)
+    logits = blend_windows(model, model.resized(images, (height, width)), side)
     return CoarseLogits(logits, stored_hw, align_corners=False)
 
 

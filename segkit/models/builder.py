@@ -14,7 +14,7 @@ from torch import nn
 from segkit.formats.mask_format import MaskFormat
 from segkit.models.bundle_files import WEIGHTS, find_bundle, read_description
 from segkit.models.segmenter import Recipe, Segmenter
-from segkit.models.statistics import PixelStatistics
+from segkit.models.statistics import PixelStatistics, find_clipping
 from segkit.models.weights import (
     PACKAGED_ENCODERS,
     PACKAGED_MEAN,
@@ -62,6 +62,8 @@ def build_model(
     in_channels: int = 3,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    clip: Sequence[float] | str | None = None,
+    window: Sequence[float] | None = None,
     resize: Resize = None,
     **options: Any,
 ) -> Segmenter:
@@ -77,12 +79,17 @@ def build_model(
         in_channels: B, bands of an image.
         mean, std: (B,) pixel statistics in stored units; by default those of the pretrained encoder, else
             ImageNet's for 1 or 3 bands and 0 and 1 for others. `fit` replaces defaults by the data's own.
+        clip: (low, high) percentiles of the training pixels, beyond which values are clipped; `none` clips nothing.
+            None is 0.5 and 99.5, for images that are not 8-bit.
+        window: (low, high) in stored units to clip to instead, such as -160 and 240 Hounsfield units. What is clipped
+            by `clip` or `window` gets statistics of its own, also with a pretrained encoder.
         resize: the model's working size, None for the stored size; see `Segmenter`.
         options: further arguments of the architecture, such as `decoder_channels`.
 
     Raises:
         ValueError: unknown names, a pair that SMP cannot build, or weights that cannot be had.
     """
+    clipping = find_clipping(clip, window)
     word = "none" if weights is None else str(weights)
     name, make = _look_up(architecture)
     network = _build_network(make, name, encoder, word, in_channels, format.num_classes, options)
@@ -98,7 +105,10 @@ def build_model(
         min_side=_MIN_SIDE.get(name, 1),
         resize=resize,
         pretrained=word != "none",
+        clipping=clipping,
     )
+    if clipping.is_asked_for and statistics.source == "given":
+        raise ValueError("`clip` or `window` asks for statistics of the clipped pixels: leave `mean` and `std` out.")
     if word not in ("none", "imagenet", "packaged", *_published_weights(encoder)):
         _load_from_path(model, Path(word))
     return model
@@ -281,6 +291,11 @@ def _load_from_path(model: Segmenter, path: Path) -> None:
         keep_head = MaskFormat.from_dict(described["format"]).names == model.format.names
         statistics = PixelStatistics(**described["statistics"])
         if len(statistics.mean) == model.in_channels:
+            if model.clipping.is_asked_for:
+                raise ValueError(
+                    f"{path}: its weights have learned with pixel statistics of their own, clipped to "
+                    f"{statistics.clip}: leave `clip` and `window` out."
+                )
             model.statistics = statistics  # the weights have learned with these
         path = path / WEIGHTS
     load_matching(model.network, read_state(path), str(path), keep_head)

@@ -26,6 +26,7 @@ from segkit.models.builder import build_model
 from segkit.models.bundle_files import DESCRIPTION, WEIGHTS, find_bundle, installed_versions, read_description
 from segkit.models.segmenter import Segmenter
 from segkit.models.statistics import PixelStatistics
+from segkit.ops.sizes import resize_from_json, resize_to_json
 
 
 def save_bundle(model: Segmenter, folder: str | Path, codec: Codec | None = None, **notes: Any) -> Path:
@@ -79,7 +80,7 @@ def load_model(
             format,
             weights=None,
             in_channels=described["in_channels"],
-            resize=described["resize"],
+            resize=resize_from_json(described["resize"]),
             **described["options"],
         )
         model.statistics = PixelStatistics(**described["statistics"])
@@ -117,7 +118,7 @@ def _describe(model: Segmenter, codec: Codec | None, notes: dict[str, Any]) -> d
         "encoder": model.recipe.encoder,
         "options": model.recipe.options,
         "in_channels": model.in_channels,
-        "resize": model.resize,
+        "resize": resize_to_json(model.resize),
         "reading": asdict(model.reading),
         "statistics": asdict(model.statistics),
         "versions": installed_versions(),

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any, cast, overload
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from segkit.data.reading import ImageReading
 from segkit.formats.mask_format import MaskFormat
-from segkit.models.statistics import PixelStatistics, pixel_statistics
+from segkit.models.statistics import DEFAULT_CLIPPING, Clipping, PixelStatistics, pixel_statistics
 from segkit.models.upsampling import find_last_upsampling
 from segkit.ops.sizes import Resize, fit_size
 from segkit.ops.upsample import CoarseLogits
@@ -23,6 +25,8 @@ log = logging.getLogger("segkit")
 
 _FULL_RANGE = {torch.uint8: 255.0, torch.uint16: 65535.0}
 _DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
+# Training images that tell whether all are as deep as the model's statistics say.
+FEW = 16
 
 
 @dataclass(frozen=True)
@@ -50,9 +54,10 @@ class Segmenter(nn.Module):
         recipe: how the network was built, for bundles.
         stride: sides are padded to multiples of it, and the logits are cropped back.
         min_side: smallest side that the network can take.
-        resize: None, [height, width] or the length of the longer side, in pixels; used by `predict_logits`.
+        resize: the size the model works at, see `fit_size`; used by `predict_logits`.
         pretrained: the encoder has learned before, so training gives it a lower learning rate.
         reading: how image files become arrays; `gray` follows from the number of bands.
+        clipping: what `fit_statistics` clips.
     """
 
     def __init__(
@@ -67,10 +72,13 @@ class Segmenter(nn.Module):
         resize: Resize = None,
         pretrained: bool = False,
         reading: ImageReading = ImageReading(),
+        clipping: Clipping = DEFAULT_CLIPPING,
     ) -> None:
         super().__init__()
         self.mean: Tensor
         self.std: Tensor
+        self.low: Tensor | None
+        self.high: Tensor | None
         self.network = network
         self._last_upsampling = find_last_upsampling(network)
         self.format = format
@@ -79,6 +87,7 @@ class Segmenter(nn.Module):
         self.min_side = min_side
         self.resize = resize
         self.pretrained = pretrained
+        self.clipping = clipping
         self.statistics = statistics
         self.reading = reading
         self._told_rescale = False
@@ -99,17 +108,18 @@ class Segmenter(nn.Module):
 
     @property
     def statistics(self) -> PixelStatistics:
-        """Mean and standard deviation by which stored values are normalised."""
+        """What stored values are clipped to, and mean and deviation by which they are normalised."""
         return self._statistics
 
     @statistics.setter
     def statistics(self, statistics: PixelStatistics) -> None:
         self._statistics = statistics
         place = next(self.network.parameters()).device
-        for name in ("mean", "std"):
-            values = torch.tensor(getattr(statistics, name), dtype=torch.float32, device=place)
+        low, high = zip(*statistics.clip, strict=True) if statistics.clip is not None else (None, None)
+        for name, values in (("mean", statistics.mean), ("std", statistics.std), ("low", low), ("high", high)):
+            buffer = None if values is None else torch.tensor(values, dtype=torch.float32, device=place)
             # Not part of the state dict: weights stay interchangeable with the bare network's.
-            self.register_buffer(name, values.view(1, -1, 1, 1), persistent=False)
+            self.register_buffer(name, buffer if buffer is None else buffer.view(1, -1, 1, 1), persistent=False)
 
     @overload
     def forward(self, images: Tensor) -> Tensor: ...
@@ -159,33 +169,45 @@ class Segmenter(nn.Module):
         size_hw = (padded.shape[-2], padded.shape[-1])
         return CoarseLogits(values, size_hw, (height, width), last is None or last.align_corners)
 
-    def predict_logits(self, images: Tensor) -> Tensor:
-        """`forward`, through `resize` and back: logits at the stored size whatever the model works at."""
-        return self.predict_coarse_logits(images).full()
+    def predict_logits(self, images: Tensor, spacing_mm: Sequence[float] | None = None) -> Tensor:
+        """`forward`, through `resize` and back: logits at the stored size whatever the model works at.
 
-    def predict_coarse_logits(self, images: Tensor) -> CoarseLogits:
+        Args:
+            spacing_mm: (row, column) distances of all images, where the model works at a `Spacing`.
+        """
+        return self.predict_coarse_logits(images, spacing_mm).full()
+
+    def predict_coarse_logits(self, images: Tensor, spacing_mm: Sequence[float] | None = None) -> CoarseLogits:
         """`coarse_logits`, through `resize` and back."""
         stored_hw = (images.shape[-2], images.shape[-1])
-        size_hw = fit_size(stored_hw, self.resize)
+        size_hw = fit_size(stored_hw, self.resize, spacing_mm)
         if size_hw == stored_hw:
             return self.coarse_logits(images)
-        logits = self(resize_images(images, size_hw))
+        logits = self(self.resized(images, size_hw))
         # Resize logits, not the decoded mask: a decision after interpolation keeps borders smooth.
         return CoarseLogits(logits, stored_hw, align_corners=False)
 
+    def resized(self, images: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        """(N, B, H, W) stored values at another size: float32 in units of the model's own depth."""
+        return F.interpolate(self._in_own_depth(images), size_hw, mode="bilinear", align_corners=False, antialias=True)
+
     def normalize(self, images: Tensor) -> Tensor:
-        """(N, B, H, W) stored values to float32 with mean 0 and deviation 1."""
+        """(N, B, H, W) stored values to float32, clipped, with mean 0 and deviation 1."""
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(
                 f"images of shape {tuple(images.shape)}: this model takes (N, {self.in_channels}, H, W). "
                 "Build it with `in_channels` equal to the number of bands."
             )
+        values = self._in_own_depth(images)
+        if self.low is not None:
+            values = values.clamp(self.low, self.high)
+        return ((values - self.mean) / self.std).contiguous(memory_format=memory_format_of(self.network))
+
+    def _in_own_depth(self, images: Tensor) -> Tensor:
         # float() first: torch has no arithmetic for uint16.
         values = images if images.dtype == torch.float32 else images.float()
         scale = self._full_range_scale(images.dtype)
-        if scale != 1.0:
-            values = values * scale
-        return ((values - self.mean) / self.std).contiguous(memory_format=memory_format_of(self.network))
+        return values if scale == 1.0 else values * scale
 
     def _without_last_upsampling(self) -> AbstractContextManager:
         return nullcontext() if self._last_upsampling is None else self._last_upsampling.left_out()
@@ -199,30 +221,33 @@ class Segmenter(nn.Module):
             log.warning("images are %s, the model was made for %s: rescaled by full range.", dtype, trained)
         return _FULL_RANGE[trained] / _FULL_RANGE[dtype]
 
-    def fit_statistics(self, images: Callable[[], Any]) -> None:
+    def fit_statistics(self, images: Callable[[], Iterable[np.ndarray]]) -> None:
         """Take pixel statistics from training images where the model has only defaults, or those of another depth.
 
-        Those of a pretrained encoder, of a bundle to fine-tune from, or given by hand stay.
+        Those of a pretrained encoder, of a bundle to fine-tune from, or given by hand stay; an encoder's only as long
+        as no clipping is asked for. Where images come normalised, mean 0 and deviation 1 hold for all.
 
         Args:
-            images: called without arguments, gives (H, W, B) arrays as stored.
+            images: gives (H, W, B) arrays as `reading` reads them, in the same order each time it is called.
         """
-        arrays = iter(images())
-        first = next(arrays)
-        if first.shape[2] != self.in_channels:
+        few = [(image.shape[2], image.dtype) for image in islice(images(), FEW)]
+        bands = few[0][0] if few else self.in_channels
+        if bands != self.in_channels:
             raise ValueError(
-                f"the training images have {first.shape[2]} bands, the model takes {self.in_channels}: "
+                f"the training images have {bands} bands, the model takes {self.in_channels}: "
                 "build it with `in_channels` equal to the number of bands."
             )
-        if self.statistics.source != "default" and str(first.dtype) == self.statistics.dtype:
-            return
-        fitted = pixel_statistics([first, *arrays])
-        self.statistics = replace(fitted, source="data")
+        if self.reading.normalize != "dataset":
+            self.statistics = PixelStatistics((0.0,) * bands, (1.0,) * bands, "float32", "reading")
+        elif not self._statistics_suit({dtype for _, dtype in few}):
+            # Read again: so many images, whole, may not fit into memory.
+            self.statistics = pixel_statistics(images(), self.clipping)
 
-
-def resize_images(images: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """(N, B, H, W) stored values at another size, float32, antialiased where it shrinks."""
-    return F.interpolate(images.float(), size_hw, mode="bilinear", align_corners=False, antialias=True)
+    def _statistics_suit(self, dtypes: set[np.dtype]) -> bool:
+        source = self.statistics.source
+        if source in ("default", "reading") or (source == "encoder" and self.clipping.is_asked_for):
+            return False
+        return bool(dtypes) and str(np.result_type(*dtypes)) == self.statistics.dtype
 
 
 def pad_to_stride(images: Tensor, stride: int, min_side: int = 1) -> Tensor:

@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-Resize = int | Sequence[int] | None
+from segkit.formats.limits import max_pixels
 
 
-def fit_size(size_hw: tuple[int, int], resize: Resize) -> tuple[int, int]:
+@dataclass(frozen=True)
+class Spacing:
+    """A size in the world: rows and columns so far apart, however many of them an image then has.
+
+    Attributes:
+        row_mm: distance of neighbouring rows.
+        column_mm: distance of neighbouring columns.
+    """
+
+    row_mm: float
+    column_mm: float
+
+    def __post_init__(self) -> None:
+        if not all(_is_distance(mm) for mm in (self.row_mm, self.column_mm)):
+            raise ValueError(f"a spacing of {self.row_mm} x {self.column_mm} mm: expected two numbers above 0.")
+
+
+# None keeps the stored size; a number is the length of the longer side; or [height, width]; or a spacing.
+Resize = int | Sequence[int] | Spacing | None
+
+
+def fit_size(size_hw: tuple[int, int], resize: Resize, spacing_mm: Sequence[float] | None = None) -> tuple[int, int]:
     """(height, width) that an image of `size_hw` gets.
 
     Args:
         resize: None keeps the size; [height, width] gives exactly that; a number is the length of the longer
-            side, and the aspect is kept.
+            side, and the aspect is kept; a `Spacing` keeps the extent in mm.
+        spacing_mm: (row, column) distances of the image, which only a `Spacing` asks for.
 
     Raises:
-        ValueError: any other `resize`.
+        ValueError: any other `resize`, or an image whose spacing is not known or cannot be true.
     """
     if resize is None:
         return size_hw
+    if isinstance(resize, Spacing):
+        return _size_at(resize, size_hw, spacing_mm)
     if isinstance(resize, int) and not isinstance(resize, bool) and resize > 0:
         scale = resize / max(size_hw)
         return max(1, round(size_hw[0] * scale)), max(1, round(size_hw[1] * scale))
@@ -27,3 +54,43 @@ def fit_size(size_hw: tuple[int, int], resize: Resize) -> tuple[int, int]:
         if all(isinstance(n, int) and n > 0 for n in resize):
             return height, width
     raise ValueError(f"resize is {resize!r}: expected [height, width] or the length of the longer side, in pixels.")
+
+
+def is_one_size(resize: Resize) -> bool:
+    """Whether all images become one size, whatever size they have."""
+    return isinstance(resize, Sequence)
+
+
+def resize_to_json(resize: Resize) -> Any:
+    """JSON-ready form, which `resize_from_json` reads."""
+    return asdict(resize) if isinstance(resize, Spacing) else resize
+
+
+def resize_from_json(value: Any) -> Resize:
+    """What `resize_to_json` wrote."""
+    return Spacing(**value) if isinstance(value, dict) else value
+
+
+def _size_at(target: Spacing, size_hw: tuple[int, int], spacing_mm: Sequence[float] | None) -> tuple[int, int]:
+    wanted = f"{target.row_mm:g} x {target.column_mm:g} mm per pixel are asked for"
+    if spacing_mm is None:
+        raise ValueError(
+            f"{wanted}, but the image tells no spacing, as only volumes do. Take `data.resize` instead of "
+            "`data.spacing_mm`, or give the spacing where you call `predict`."
+        )
+    if not all(_is_distance(mm) for mm in spacing_mm):
+        raise ValueError(f"{wanted}, but the header of the image says {spacing_mm} mm: mend the header.")
+    height, width = (
+        max(1, round(side * old / new))
+        for side, old, new in zip(size_hw, spacing_mm, (target.row_mm, target.column_mm), strict=True)
+    )
+    if height * width > max_pixels():
+        raise ValueError(
+            f"{wanted}: an image of {size_hw[0]}x{size_hw[1]} pixels of {spacing_mm} mm would become {height}x{width}. "
+            "Mend its header, or ask for a coarser spacing."
+        )
+    return height, width
+
+
+def _is_distance(mm: float) -> bool:
+    return math.isfinite(mm) and mm > 0

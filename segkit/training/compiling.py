@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from segkit.data.datasets import MaskDataset
+from segkit.ops.sizes import is_one_size
 
 MODES = ("default", "reduce-overhead", "max-autotune")
 
@@ -87,7 +88,7 @@ def check_one_size(train: MaskDataset) -> None:
     """
     spec = getattr(train.augment, "spec", "none" if train.augment is None else None)
     # A list of transforms, or a function of one's own, may cut by itself.
-    if not isinstance(spec, str) or getattr(train.augment, "crop", None) or not isinstance(train.resize, int | None):
+    if not isinstance(spec, str) or getattr(train.augment, "crop", None) or is_one_size(train.resize):
         return
     raise ValueError(
         "compile makes a network for one size of images, and nothing says that the training images have one: set "

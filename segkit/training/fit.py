@@ -22,12 +22,12 @@ from torch import nn
 from segkit.data.datasets import MaskDataset
 from segkit.data.device_data import device_augment
 from segkit.formats.files import write_whole
-from segkit.inference.evaluate import as_stored
+from segkit.inference.evaluate import as_stored, check_normalize
 from segkit.losses.build import build_loss
 from segkit.metrics.scores import Scores
 from segkit.models.bundle import load_weights
 from segkit.models.devices import has_bfloat16, pick_device
-from segkit.models.segmenter import Segmenter
+from segkit.models.segmenter import FEW, Segmenter
 from segkit.training.callbacks import BestBundle, EpochBar, EpochLines, MetricsFile, lower_is_better
 from segkit.training.compiling import CompiledTraining, check_one_size, compile_mode, leave_uncompiled
 from segkit.training.environment import describe_environment
@@ -114,8 +114,10 @@ def fit(
         check_one_size(train)
     if data_on_device:
         device_augment(train)
-    val = as_stored(val) if val is not None else None
     model.reading = train.reading.for_new_images()
+    if val is not None:
+        check_normalize(model, val)
+        val = as_stored(val)
     checkpoint = _checkpoint_to_resume(out) if resume else None
     if not resume:
         refuse_used_folder(out)
@@ -209,14 +211,17 @@ def refuse_used_folder(out: Path) -> None:
 
 
 def fit_pixel_statistics(model: Segmenter, train: MaskDataset) -> None:
-    """See `Segmenter.fit_statistics`; the images are spread over `train`."""
+    """See `Segmenter.fit_statistics`; the images are spread over `train`, and read as they are there."""
+    model.reading = train.reading
     model.fit_statistics(lambda: _some_images(train))
 
 
 def _some_images(data: MaskDataset) -> Iterator[np.ndarray]:
-    step = max(1, len(data) // _STATISTICS_IMAGES)
-    for index in range(0, len(data), step):
-        yield data.read(index).image
+    """A few from everywhere first, which may be all that is needed; then in order, as slices share their volume."""
+    chosen = np.unique(np.linspace(0, len(data) - 1, _STATISTICS_IMAGES).astype(int))
+    few = chosen[:: -(-len(chosen) // FEW)]
+    for index in (*few, *np.setdiff1d(chosen, few)):
+        yield data.read(int(index)).image
 
 
 def _precision(precision: str, place: torch.device) -> str:

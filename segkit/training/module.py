@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,6 +55,16 @@ class Schedule:
     workers: int | None = None
 
 
+def with_clip(train: MaskDataset, statistics: PixelStatistics) -> MaskDataset:
+    """The same samples; the augmentation knows what the model clips, see `segkit.data.intensity.clipped`."""
+    if statistics.clip is None or not hasattr(train.augment, "clip"):
+        return train
+    told = copy.copy(train)
+    told.augment = copy.copy(train.augment)
+    told.augment.clip = statistics.clip  # type: ignore[union-attr]
+    return told
+
+
 class SegmentationModule(L.LightningModule):
     """Trains a `Segmenter` and scores it on validation images.
 
@@ -87,14 +98,15 @@ class SegmentationModule(L.LightningModule):
 
     def train_dataloader(self) -> DataLoader | DeviceLoader:
         plan, place = self.schedule, self.trainer.strategy.root_device
+        train = with_clip(self._train, self.model.statistics)
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         if self._data_on_device:
             if self._train_on_device is None:  # asked for more than once
-                self._train_on_device = DeviceDataset(self._train, place, workers=plan.workers)
+                self._train_on_device = DeviceDataset(train, place, workers=plan.workers)
             data = self._train_on_device
             return device_train_loader(data, plan.batch_size, seed=plan.seed, rank=rank, world_size=world_size)
         loader = train_loader(
-            self._train, plan.batch_size, seed=plan.seed, workers=plan.workers, rank=rank, world_size=world_size
+            train, plan.batch_size, seed=plan.seed, workers=plan.workers, rank=rank, world_size=world_size
         )
         return DeviceLoader(loader, place)
 
@@ -151,7 +163,7 @@ class SegmentationModule(L.LightningModule):
 
     def validation_step(self, parts: list[Batch], batch_idx: int) -> None:
         for part in parts:
-            logits = self.model.predict_coarse_logits(part.images)
+            logits = self.model.predict_coarse_logits(part.images, part.spacing_mm)
             self._val_losses.append(loss_of(self.loss, logits, part.target).detach() * len(part.stems))
             self.counts.update(self.model.format.decode(logits), part.target)
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from segkit.data.augment import PRESETS, build_augment
+from segkit.data.fast_augment import FAST_PRESETS
 from segkit.data.sample import Sample
 from segkit.formats.mask_format import MaskFormat
 
@@ -373,3 +374,40 @@ def test_albumentations_is_imported_late_and_asks_no_network():
         [sys.executable, "-W", "error::UserWarning", "-c", code], env=environment, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("preset", [*PRESETS, *FAST_PRESETS])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_normalised_images_change_in_units_of_their_own_range(preset, bands):
+    """Means of 0 and values below it are no reason to cut anything off."""
+    image = np.random.default_rng(0).uniform(-2, 2, (40, 40, bands)).astype(np.float32)
+    augment = build_augment(preset, MaskFormat.binary(), crop=32)
+    sample = Sample("a", image, np.zeros((40, 40, 1), np.uint8))
+    changed = [augment(sample, seed).image for seed in range(40)]
+    for result in changed:
+        assert result.dtype == np.float32
+        assert image.min() - 1e-5 <= result.min() < 0
+        assert 0 < result.max() <= image.max() + 1e-5
+        assert 0.4 < result.std() < 1.5
+    # As often brighter as darker: what an image is changed by has no favourite direction.
+    assert abs(np.mean([result.mean() for result in changed])) < 0.3
+
+
+@pytest.mark.parametrize("preset", ["light", "street", "medical", "fast_light", "fast_street", "fast_medical"])
+def test_the_range_is_the_one_that_the_model_sees(preset):
+    """A fifth of what a CT holds, up or down, is more than its window; a fifth of the window is not."""
+    rng = np.random.default_rng(0)
+    image = rng.uniform(-100, 200, (40, 40, 1)).astype(np.float32)
+    image[:8], image[-8:] = -1000, 3000  # air and metal
+    sample, window = Sample("a", image, np.zeros((40, 40, 1), np.uint8)), (-160.0, 240.0)
+    plain, told = (build_augment(preset, MaskFormat.binary(), crop=40) for _ in range(2))
+    told.clip = (window,)
+    moved = {}
+    for name, augment in (("plain", plain), ("told", told)):
+        seen = [np.median(augment(sample, seed).image.clip(*window)) for seed in range(60)]
+        moved[name] = np.ptp(seen)
+    assert moved["plain"] > 350  # all black, or all white
+    assert moved["told"] < 250
+    result = told(sample, 3).image
+    assert result.dtype == np.float32
+    assert window[0] <= result.min() < result.max() <= window[1]

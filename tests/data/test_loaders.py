@@ -191,3 +191,13 @@ def test_real_hippocampus_mixes_depths_and_sizes(shared_data):
     batch = next(iter(train_loader(ds, len(ds), workers=0)))
     assert (batch.images.dtype, batch.images.shape[1:]) == (torch.float32, (1, 48, 48))
     assert {0, 1, 2} <= set(batch.target.unique().tolist()) <= {0, 1, 2, 255}
+
+
+def test_a_batch_has_the_spacing_that_all_its_samples_have():
+    def sample(stem, spacing_mm):
+        return Sample(stem, np.zeros((4, 5, 1), np.float32), np.zeros((4, 5, 1), np.uint8), spacing_mm)
+
+    samples = [sample("a", (1.0, 2.0)), sample("b", None), sample("c", (1.0, 2.0)), sample("d", (2.0, 1.0))]
+    groups = [(batch.stems, batch.to("cpu").spacing_mm) for batch in group_by_size(samples)]
+    assert groups == [(["a", "c"], (1.0, 2.0)), (["b"], None), (["d"], (2.0, 1.0))]
+    assert collate(samples).spacing_mm is None

@@ -3,11 +3,14 @@ import nibabel
 import numpy as np
 import pytest
 
+from segkit.data.datasets import MaskDataset
 from segkit.data.images import ImageRef
 from segkit.data.reading import ImageReading
+from segkit.formats.codecs import open_codec
+from segkit.formats.mask_format import MaskFormat
 from segkit.models.builder import build_model
 from segkit.models.bundle import load_model, save_bundle
-from tests.scenes import FORMATS
+from tests.scenes import FORMATS, write_set
 
 VOXELS = np.random.default_rng(0).integers(0, 200, (4, 5, 6)).astype(np.uint8)
 
@@ -58,3 +61,77 @@ def test_a_bundle_keeps_the_neighbours(tmp_path):
     model.reading = ImageReading(axis="y", neighbours=2)
     save_bundle(model, tmp_path / "m")
     assert load_model(tmp_path / "m").reading == ImageReading(axis="y", neighbours=2)
+
+
+RNG = np.random.default_rng(0)
+UNEVEN = RNG.integers(0, 250, (9, 7, 4)).astype(np.uint8)
+UNEVEN[:, :, 2] //= 3  # a darker slice
+
+
+def read_all(reading, root):
+    return {stem: reading.read(ref) for stem, ref in reading.find(root).items()}
+
+
+def test_stored_values_stay_unless_asked(tmp_path):
+    save(tmp_path / "a.nii.gz", UNEVEN)
+    read = read_all(ImageReading(), tmp_path)
+    assert np.array_equal(read["a@z002"], UNEVEN[:, :, 2].T[..., None])
+    assert read["a@z002"].dtype == np.uint8
+
+
+def test_slices_of_a_volume_share_its_mean(tmp_path):
+    save(tmp_path / "a.nii.gz", UNEVEN)
+    read = read_all(ImageReading(normalize="volume"), tmp_path)
+    together = np.concatenate([image.ravel() for image in read.values()])
+    assert together.dtype == np.float32
+    assert (together.mean(), together.std()) == pytest.approx((0, 1), abs=1e-5)
+    assert read["a@z002"].mean() < -0.5  # the dark slice stays dark
+    alone = read_all(ImageReading(normalize="image"), tmp_path)["a@z002"]
+    assert (alone.mean(), alone.std()) == pytest.approx((0, 1), abs=1e-5)
+
+
+@pytest.mark.parametrize("axis", ["x", "y", "z"])
+def test_depth_and_range_of_a_volume_mean_nothing(tmp_path, axis):
+    save(tmp_path / "a.nii.gz", UNEVEN)
+    save(tmp_path / "b.nii.gz", UNEVEN.astype(np.float32) * 11 - 300)
+    read = read_all(ImageReading(normalize="volume", axis=axis), tmp_path)
+    for stem, image in read.items():
+        if stem.startswith("a@"):
+            assert np.allclose(image, read[stem.replace("a@", "b@")], atol=1e-5)
+
+
+def test_a_picture_is_its_own_volume(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), RNG.integers(0, 99, (8, 9, 3)).astype(np.uint8))
+    image, volume = (read_all(ImageReading(normalize=word), tmp_path)["a"] for word in ("image", "volume"))
+    assert np.array_equal(image, volume)
+    assert np.allclose(image.mean((0, 1)), 0, atol=1e-6)
+    assert np.allclose(image.std((0, 1)), 1, atol=1e-6)
+
+
+def test_unknown_words_are_refused():
+    with pytest.raises(ValueError, match="normalize is 'slice': expected dataset, image or volume"):
+        ImageReading(normalize="slice")
+
+
+def test_crops_come_after_the_mean_of_the_image(tmp_path):
+    """The dark half of an image, cut out, would have a mean of 0 as well if each crop were normalised."""
+    data = write_set(tmp_path, FORMATS["exclusive"], 1)
+    image = np.full((40, 56, 3), 200, np.uint8)
+    image[:, :28] = 100
+    cv2.imwrite(str(data.image_path(0)), image)
+    data = MaskDataset(data.images, data.masks, data.codec, reading=ImageReading(normalize="image"), resize=[20, 28])
+    # 100 and 200, half and half: mean 150, deviation 50
+    assert data[0].image[:, :12].mean() == pytest.approx(-1)
+    assert data[0].image[:, 16:].mean() == pytest.approx(1)
+
+
+def test_a_cache_holds_what_was_read_and_each_way_of_reading_has_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGKIT_CACHE", str(tmp_path / "cache"))
+    codec = open_codec("nifti", MaskFormat.multiclass(["sky", "ground", "disc"]))
+    plain = write_set(tmp_path / "data", codec.format, 3, codec=codec)
+    for word in ("dataset", "image", "volume"):
+        data = MaskDataset(plain.images, plain.masks, codec, reading=ImageReading(normalize=word))
+        cached = data.cached()
+        assert all(np.array_equal(cached[i].image, data[i].image) for i in range(3))
+        assert [cached[i].spacing_mm for i in range(3)] == [data[i].spacing_mm for i in range(3)]
+    assert len(list((tmp_path / "cache").glob("[!.]*"))) == 3

@@ -92,7 +92,7 @@ def test_the_objects_of_a_class_are_its_mask_once(tmp_path_factory, format, size
 class Painted(Predictor):
     """Predicts what the image shows: of each class, logit 4 where the red band holds its number, else -4."""
 
-    def _coarse_logits(self, image):
+    def _coarse_logits(self, image, spacing_mm=None):
         numbers = torch.arange(self.model.format.num_classes)[:, None, None]
         return CoarseLogits.of(torch.where(torch.from_numpy(image[..., 0].copy()) == numbers, 4.0, -4.0)[None])
 

@@ -2,15 +2,21 @@ from __future__ import annotations
 
 import itertools
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from segkit.data.reading import ImageReading
+from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from segkit.inference import tiling
+from segkit.inference.predictor import Predictor
 from segkit.inference.tiling import blend_windows, image_logits, window_starts
 from segkit.models.segmenter import Recipe, Segmenter
 from segkit.models.statistics import PixelStatistics
+from segkit.ops.sizes import Spacing
 
 
 class Pointwise(nn.Module):
@@ -83,3 +89,46 @@ def test_windows_are_cut_at_the_working_size():
     assert logits.shape == (2, 2, 97, 140)
     assert set(segmenter.network.sizes) == {(40, 40)}
     assert torch.allclose(logits.full(), segmenter.predict_logits(IMAGES), atol=1e-4)
+
+
+def test_tiles_share_the_mean_of_their_image(tmp_path):
+    """Left of the image is dark, right is bright: a tile of one side alone would have a mean of its own."""
+    image = np.full((64, 200, 3), 50, np.uint8)
+    image[:, 100:] = 210
+    cv2.imwrite(str(tmp_path / "a.png"), image)
+    segmenter = model(reading=ImageReading(normalize="image"))
+    segmenter.statistics = PixelStatistics((0.0,) * 3, (1.0,) * 3, "float32", "reading")
+    whole, tiled = (Predictor(segmenter, device="cpu", tile=tile) for tile in (None, 32))
+    expected = whole.logits(image)
+    assert torch.allclose(tiled.logits(image), expected, atol=1e-5)
+    # 50 and 210, half and half, are -1 and 1.
+    values = torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2).expand(1, 3, 1, 2)
+    with torch.inference_mode():
+        assert torch.allclose(expected[..., 0, [0, -1]], segmenter.network.conv(values)[..., 0, :], atol=1e-5)
+    codec = open_codec("file_per_class", segmenter.format)
+    for name, predictor in (("whole", whole), ("tiled", tiled)):
+        predictor.codec = codec
+        predictor.predict_files([tmp_path / "a.png"], tmp_path / name)
+    assert np.array_equal(codec.read(tmp_path / "tiled", "a"), codec.read(tmp_path / "whole", "a"))
+    assert np.array_equal(codec.read(tmp_path / "tiled", "a"), whole.predict(image))
+
+
+@torch.inference_mode()
+def test_windows_at_a_spacing_agree_with_the_whole_image():
+    segmenter = model(stride=1, resize=Spacing(1, 1))
+    tiled = image_logits(segmenter, IMAGES, 40, spacing_mm=(0.5, 2.0)).full()
+    assert max(max(size) for size in segmenter.network.sizes) == 40  # the working size is 48 x 280
+    whole = segmenter.predict_logits(IMAGES, (0.5, 2.0))
+    assert segmenter.network.sizes[-1] == (48, 280)
+    assert torch.allclose(whole, tiled, atol=1e-5)
+
+
+def test_data_read_in_another_way_are_refused(tmp_path):
+    from segkit.inference.evaluate import evaluate
+    from tests.scenes import write_set
+
+    data = write_set(tmp_path, MaskFormat.multilabel(["left", "disc"]), 1)
+    segmenter = model(reading=ImageReading(normalize="image"))
+    segmenter.format = data.format
+    with pytest.raises(ValueError, match=r"with .image.\. Open the data with `reading=model\.reading`"):
+        evaluate(segmenter, data)

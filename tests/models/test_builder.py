@@ -7,6 +7,7 @@ from torch import nn
 from segkit.formats.mask_format import MaskFormat
 from segkit.models import builder
 from segkit.models.builder import ARCHITECTURES, build_model
+from segkit.models.bundle import save_bundle
 
 FORMAT = MaskFormat.multiclass(["a", "b", "c"])
 
@@ -124,3 +125,16 @@ def test_default_statistics_by_bands():
     assert (given.mean, given.std, given.source) == ((1.0, 2.0), (3.0, 4.0), "given")
     with pytest.raises(ValueError, match="one per band"):
         builder._statistics("resnet18", "none", 2, [1], [3])
+
+
+def test_what_is_clipped_is_fitted_so_no_other_statistics_are_taken(tmp_path):
+    options = {"weights": None, "decoder_channels": [16, 8, 8, 8, 8]}
+    format = MaskFormat.binary()
+    model = build_model("unet", "resnet18", format, window=[-160, 240], **options)
+    assert model.clipping.window == (-160.0, 240.0)
+    with pytest.raises(ValueError, match="leave `mean` and `std` out"):
+        build_model("unet", "resnet18", format, mean=[0] * 3, std=[1] * 3, window=[-160, 240], **options)
+    save_bundle(model, tmp_path / "m")
+    build_model("unet", "resnet18", format, **{**options, "weights": tmp_path / "m"})
+    with pytest.raises(ValueError, match=r"learned with pixel statistics of their own.*leave `clip` and `window` out"):
+        build_model("unet", "resnet18", format, clip=[1, 99], **{**options, "weights": tmp_path / "m"})

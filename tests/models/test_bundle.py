@@ -5,10 +5,13 @@ import json
 import pytest
 import torch
 
+from segkit.data.reading import ImageReading
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from segkit.models.builder import build_model
 from segkit.models.bundle import load_codec, load_model, save_bundle
+from segkit.models.statistics import PixelStatistics
+from segkit.ops.sizes import Spacing
 from tests.models.test_builder import Tiny
 from tests.scenes import FORMATS, default_codec
 
@@ -114,3 +117,24 @@ def test_codecs_open_again_from_their_json():
     codec = open_codec({"name": "index_png", "values": {0: "background", 255: "disc"}}, FORMATS["binary"])
     again = open_codec(json.loads(json.dumps(codec.to_spec())), FORMATS["binary"])
     assert again.to_spec() == codec.to_spec()
+
+
+def test_ways_of_normalising_travel_with_the_model(tmp_path):
+    model = build_model("unet", "resnet18", FORMATS["binary"], weights=None, resize=Spacing(0.7, 1 / 3), **SMALL)
+    model.statistics = PixelStatistics((1, 2, 3), (4, 5, 6), "uint16", "data", clip=((0, 1 / 3), (1, 2), (-5, 7e4)))
+    model.reading = ImageReading(axis="x", normalize="volume")
+    save_bundle(model.eval(), tmp_path / "m")
+    again = load_model(tmp_path / "m")
+    assert (again.statistics, again.reading, again.resize) == (model.statistics, model.reading, model.resize)
+    images = IMAGES.to(torch.uint16) * 200
+    with torch.inference_mode():
+        assert torch.equal(again.predict_logits(images, (1.0, 1.0)), model.predict_logits(images, (1.0, 1.0)))
+
+
+def test_a_bundle_that_does_not_speak_of_clipping_clips_nothing(tmp_path):
+    folder = save_bundle(build_model("unet", "resnet18", FORMATS["binary"], weights=None, **SMALL), tmp_path / "m")
+    described = json.loads((folder / "segkit.json").read_text())
+    del described["statistics"]["clip"], described["reading"]["normalize"]
+    (folder / "segkit.json").write_text(json.dumps(described))
+    again = load_model(folder)
+    assert (again.statistics.clip, again.reading.normalize) == (None, "dataset")

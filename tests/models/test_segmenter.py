@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from segkit.data.reading import ImageReading
 from segkit.formats.mask_format import MaskFormat
 from segkit.models.segmenter import Recipe, Segmenter, pad_to_stride
-from segkit.models.statistics import PixelStatistics
-from segkit.ops.sizes import fit_size
+from segkit.models.statistics import Clipping, PixelStatistics, find_clipping
+from segkit.ops.sizes import Spacing, fit_size
 
 FORMAT = MaskFormat.multilabel(["a", "b"])
 
@@ -98,7 +99,7 @@ def test_encoder_statistics_stay_for_8_bit_images_and_yield_to_the_data_otherwis
 
     images = [np.arange(24, dtype=np.uint8).reshape(2, 4, 3)]
     own = PixelStatistics((1.0,) * 3, (1.0,) * 3, source="encoder")
-    model = segmenter(statistics=own)
+    model = segmenter(statistics=own, clipping=Clipping())
     model.fit_statistics(lambda: images)
     assert model.statistics == own
     model.fit_statistics(lambda: [i.astype(np.float32) for i in images])
@@ -108,3 +109,80 @@ def test_encoder_statistics_stay_for_8_bit_images_and_yield_to_the_data_otherwis
     assert model.statistics.mean == pytest.approx((10.5, 11.5, 12.5))
     assert model.statistics.std == pytest.approx((47.25**0.5,) * 3)
     assert model.mean.flatten().tolist() == pytest.approx([10.5, 11.5, 12.5])
+
+
+def stored(*values, dtype=torch.float32):
+    """One pixel of three bands."""
+    return torch.tensor(values).to(dtype).view(1, 3, 1, 1)
+
+
+def test_values_beyond_the_clip_become_its_ends_before_they_are_normalised():
+    clip = ((0, 20), (0, 20), (14, 100))
+    model = segmenter(stride=1, statistics=PixelStatistics((10, 20, 30), (2, 4, 8), "float32", clip=clip))
+    # 50 counts as 20: (20 - 10) / 2. -4 counts as 0: (0 - 20) / 4. 38 stays: (38 - 30) / 8
+    assert model.normalize(stored(50.0, -4.0, 38.0)).flatten().tolist() == [5.0, -5.0, 1.0]
+    model.statistics = PixelStatistics((10, 20, 30), (2, 4, 8), "float32")
+    assert model.normalize(stored(50.0, -4.0, 38.0)).flatten().tolist() == [20.0, -6.0, 1.0]
+
+
+def test_the_clip_is_in_units_of_the_trained_depth():
+    model = segmenter(statistics=PixelStatistics((0,) * 3, (257,) * 3, "uint16", clip=((257, 25700),) * 3))
+    assert model.normalize(stored(0, 50, 200, dtype=torch.uint8)).flatten().tolist() == [1.0, 50.0, 100.0]
+
+
+def test_a_working_size_does_not_lose_the_depth():
+    """Resized images are float32, whose depth is no longer to be seen: they are rescaled before."""
+    statistics = PixelStatistics((0,) * 3, (257,) * 3, "uint16")
+    eight = torch.full((1, 3, 33, 50), 20, dtype=torch.uint8)
+    logits = segmenter(stride=1, statistics=statistics, resize=[8, 12]).predict_logits(eight)
+    assert torch.allclose(logits, torch.tensor(20.0))
+
+
+def test_a_spacing_decides_the_working_size_of_each_image():
+    model = segmenter(stride=1, resize=Spacing(1, 2))
+    images = torch.full((1, 3, 32, 50), 20, dtype=torch.uint8)
+    for spacing_mm, size_hw in (((0.5, 2.0), (16, 50)), ((1.0, 1.0), (32, 25))):
+        assert model.predict_logits(images, spacing_mm).shape == (1, 2, 32, 50)
+        assert model.network.seen.shape[-2:] == size_hw
+    with pytest.raises(ValueError, match="tells no spacing"):
+        model.predict_logits(images)
+
+
+def fitted(model, *images):
+    import numpy as np
+
+    model.fit_statistics(lambda: [np.asarray(i).reshape(1, -1, 3) for i in images])
+    return model.statistics
+
+
+def test_statistics_of_an_encoder_yield_to_a_window():
+    import numpy as np
+
+    own = PixelStatistics((1.0,) * 3, (1.0,) * 3, source="encoder")
+    image = np.repeat(np.array([0, 100, 200, 255], np.uint8), 3)
+    model = segmenter(statistics=own, clipping=find_clipping(window=[100, 200]))
+    assert fitted(model, image).clip == ((100.0, 200.0),) * 3
+    assert model.statistics.mean == (150.0,) * 3
+    before = model.statistics
+    assert fitted(model, image // 2) == before  # fitted once
+
+
+def test_a_deeper_image_among_the_first_is_seen():
+    import numpy as np
+
+    own = PixelStatistics((1.0,) * 3, (1.0,) * 3, source="encoder")
+    eight, deep = np.arange(9, dtype=np.uint8), np.arange(9, dtype=np.float32)
+    assert fitted(segmenter(statistics=own), eight, eight) == own
+    assert fitted(segmenter(statistics=own), eight, deep).dtype == "float32"
+
+
+def test_normalised_images_need_no_statistics_and_leave_none_behind():
+    import numpy as np
+
+    image = np.arange(24, dtype=np.float32)
+    model = segmenter(reading=ImageReading(normalize="volume"))
+    plain = PixelStatistics((0.0,) * 3, (1.0,) * 3, "float32", "reading")
+    assert fitted(model, image) == plain
+    assert torch.equal(model.normalize(stored(1.0, 2.0, 3.0)), stored(1.0, 2.0, 3.0))
+    model.reading = ImageReading()  # fine-tuned on values as they are stored
+    assert fitted(model, image).source == "data"

@@ -321,3 +321,34 @@ def test_a_run_is_deterministic_and_leaves_torch_as_it_was(tmp_path):
     run(tmp_path, FORMATS["binary"], epochs=1, callbacks=[Look()])
     assert seen == [(not torch.cuda.is_available(), False)]
     assert state() == before
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_training_samples_are_augmented_within_what_the_model_clips(tmp_path, on_device):
+    import numpy as np
+    import tifffile
+    from lightning.pytorch.callbacks import Callback
+
+    from segkit.data.augment import build_augment
+
+    class Seen(Callback):
+        def __init__(self):
+            self.largest = []
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            self.largest.append(float(batch.images.max()))
+
+    data = write_set(tmp_path / "t", FORMATS["binary"], 4)
+    for path in sorted((tmp_path / "t" / "images").iterdir()):
+        pixels = np.random.default_rng(0).normal(100, 10, (40, 56)).astype(np.float32)
+        pixels[::9, ::9] = 1e5  # a hot pixel in eighty
+        tifffile.imwrite(path.with_suffix(".tif"), pixels)
+        path.unlink()
+    data = type(data)(data.images, data.masks, data.codec, augment=build_augment("fast_light", data.format))
+    model = build_model("unet", "resnet18", data.format, weights=None, in_channels=1, window=[60, 140], **SMALL)
+    seen = Seen()
+    run(tmp_path, data.format, model=model, train=data, data_on_device=on_device, callbacks=[seen])
+    assert model.statistics.clip == ((60.0, 140.0),)
+    assert len(seen.largest) > 0
+    assert max(seen.largest) <= 140
+    assert data.augment.clip is None  # the caller's stays as it was
