@@ -116,7 +116,11 @@ def test_frames_without_a_picture_are_near_to_nothing():
     bar[40:80] = 200
     lower_bar = np.zeros_like(bar)
     lower_bar[44:84] = 200
+    # The faint pattern of a sensor in the dark, the same in every frame.
+    pattern = 10_000 + (photo(9, bands=1) // 8).astype(np.uint16)
     images = {
+        "pattern": pattern,
+        "pattern 2": pattern + np.eye(*pattern.shape[:2], dtype=np.uint16)[..., None],
         "black": np.zeros((120, 90, 3), np.uint8),
         "dark": np.full((120, 90, 3), 4, np.uint8),
         "noise": noise,
