@@ -466,3 +466,9 @@ def test_a_decoded_copy_knows_its_instance_file(tmp_path):
     save(root, annotation(CAT, box(0, 0, 4, 1)))
     assert is_outdated(origin)
     assert data.cached(folder=tmp_path / "cache", workers=1).read(0).planes.sum() == 4
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.json")
+    with pytest.raises(ValueError, match=r"x\.json: is a pipe or a device"):
+        open_codec("coco", ANIMALS).stems(tmp_path / "x.json")

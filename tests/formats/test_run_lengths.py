@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask
 from pycocotools.coco import COCO
@@ -38,6 +38,7 @@ def run_lengths_by_loop(pixels):
     return counts
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(0, 2**32 - 1), st.floats(0, 1))
 def test_run_lengths_are_read_compressed_and_as_a_list(size_hw, seed, share):
     pixels = random_mask(size_hw, seed, share)
@@ -49,6 +50,7 @@ def test_run_lengths_are_read_compressed_and_as_a_list(size_hw, seed, share):
     np.testing.assert_array_equal(draw([mask_region(pixels)]), pixels)
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(0, 2**32 - 1), st.integers(0, 9))
 def test_regions_of_labels_are_the_masks_of_each(size_hw, seed, count):
     labels = np.random.default_rng(seed).integers(0, count + 1, size_hw)
@@ -58,6 +60,7 @@ def test_regions_of_labels_are_the_masks_of_each(size_hw, seed, count):
         np.testing.assert_array_equal(draw([region]), labels == number)
 
 
+@settings(deadline=None)
 @given(SIZES, st.lists(st.floats(-1, 2), min_size=6, max_size=20).filter(lambda p: len(p) % 2 == 0))
 def test_polygons_are_those_of_pycocotools_at_any_size(size_hw, shares):
     height, width = size_hw
@@ -159,6 +162,7 @@ def test_run_lengths_that_are_no_mask_of_the_image(given, said):
         runs_region(given, (5, 7))
 
 
+@settings(deadline=None)
 @given(SIZES, st.text(st.characters(min_codepoint=0, max_codepoint=130), max_size=12))
 def test_no_text_is_drawn_beyond_the_image(size_hw, text):
     try:
