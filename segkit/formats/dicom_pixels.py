@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from segkit.formats.dicom_files import import_pydicom, read_header, scale_of
@@ -42,6 +41,9 @@ def read_dicom_image(path: Path, gray: bool | None = False, limit: int | None = 
     if image.shape[2] == 1 and not gray:
         return np.repeat(image, 3, axis=2)
     if image.shape[2] == 3 and gray:
+        # Imported here: a format or a model needs no image files.
+        import cv2
+
         return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)[..., None]
     return image
 
