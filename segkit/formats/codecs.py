@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from segkit.formats.bit_planes import BitPlanes
 from segkit.formats.coco_codec import CocoJson
 from segkit.formats.codec import Codec
 from segkit.formats.file_per_class import FilePerClass
@@ -13,6 +14,8 @@ from segkit.formats.labelme_codec import LabelmeJson
 from segkit.formats.mask_format import MaskFormat
 from segkit.formats.nifti_codec import NiftiSlices
 from segkit.formats.png_codecs import ColorPng, IndexPng, PalettePng
+from segkit.formats.threshold import Threshold
+from segkit.formats.tiff_codec import Tiff
 from segkit.suggest import closest
 
 CODECS: dict[str, type[Codec]] = {
@@ -20,6 +23,9 @@ CODECS: dict[str, type[Codec]] = {
     "palette_png": PalettePng,
     "color_png": ColorPng,
     "file_per_class": FilePerClass,
+    "bit_planes": BitPlanes,
+    "tiff": Tiff,
+    "threshold": Threshold,
     "coco": CocoJson,
     "labelme": LabelmeJson,
     "nifti": NiftiSlices,

@@ -11,16 +11,13 @@ import numpy as np
 
 from segkit.formats.class_regions import ClassRegions, one_of
 from segkit.formats.codec import RESERVED_NAMES, Codec
-from segkit.formats.disk_values import disk_values, look_up, values_outside
 from segkit.formats.files import check_stem, existing, path_of, walk
+from segkit.formats.georeference import put_sidecar, read_georeference
+from segkit.formats.mark_values import IGNORED, MarkValues
 from segkit.formats.mask_format import MaskFormat
 from segkit.formats.png_files import read_png, write_png
 
 DEFAULT_PATTERN = "{class}/{stem}.png"
-# What people write for "here": 255 is what a viewer shows white, 1 is what a program counts.
-_DEFAULT_PRESENT = (255, 1)
-# In the 0/1 planes of class files, as in those of `OverlappingMasks`.
-_IGNORED = 255
 _MISSING = ("error", "ignore", "empty")
 
 
@@ -33,8 +30,7 @@ class FilePerClass(Codec):
 
     Args:
         pattern: where a class file lies below the root; names `{class}` and `{stem}` once each.
-        present_values: disk values that mark the class, of which the first is written. By default 255 and 1 both
-            do, but not in one file, where one of them is likely to mean something else.
+        present_values: disk values that mark the class, see `MarkValues`.
         ignored_values: disk values that mean "do not look here"; the first is written.
         missing: what an absent class file says: `error`, nothing known of that class (`ignore`), or that the
             class is not there (`empty`). At least one file of a sample must exist.
@@ -56,14 +52,7 @@ class FilePerClass(Codec):
         super().__init__(format)
         self.pattern = _check_pattern(pattern)
         self.missing = one_of(missing, _MISSING, "missing")
-        self.ignored_values = disk_values(ignored_values)
-        self.both_at_once = present_values is not None
-        self.present_values = (
-            tuple(v for v in _DEFAULT_PRESENT if v not in self.ignored_values)
-            if present_values is None
-            else disk_values(present_values)
-        )
-        _check_values(self.present_values, self.ignored_values)
+        self.values = MarkValues(self.name, present_values, ignored_values)
         self.regions = ClassRegions(format, overlap, unmarked)
         self.filed_classes = self.regions.names
         for name in self.filed_classes:
@@ -73,10 +62,7 @@ class FilePerClass(Codec):
         spec: dict[str, Any] = {"name": self.name}
         if self.pattern != DEFAULT_PATTERN:
             spec["pattern"] = self.pattern
-        if self.both_at_once:
-            spec["present_values"] = list(self.present_values)
-        if self.ignored_values:
-            spec["ignored_values"] = list(self.ignored_values)
+        spec |= self.values.to_spec()
         if self.missing != "error":
             spec["missing"] = self.missing
         return {**spec, **self.regions.to_spec()}
@@ -106,7 +92,7 @@ class FilePerClass(Codec):
                     f"{path}: is {mask.shape[0]} x {mask.shape[1]} (height x width), but {first} is "
                     f"{shape[0]} x {shape[1]}: all class files of a sample need one size."
                 )
-        absent = np.full(shape, 0 if self.missing == "empty" else _IGNORED, np.uint8)
+        absent = np.full(shape, 0 if self.missing == "empty" else IGNORED, np.uint8)
         marks = [absent if mask is None else mask for mask in masks]
         if self.format.classes_overlap:
             return np.stack(marks, axis=2)
@@ -114,7 +100,7 @@ class FilePerClass(Codec):
         for number in self.regions.sorted_regions([int((mark == 1).sum()) for mark in marks]):
             index, mark = self.regions.classes[number], marks[number]
             canvas.mark(index, mark == 1, str(paths[number]))
-            canvas.doubt(index, mark == _IGNORED)
+            canvas.doubt(index, mark == IGNORED)
         return canvas.planes(str(paths[0]))
 
     def files(self, root: str | Path, stem: str) -> list[Path]:
@@ -123,17 +109,16 @@ class FilePerClass(Codec):
     def write(self, root: str | Path, stem: str, planes: np.ndarray, like: str | Path | None = None) -> None:
         paths = [self._path(root, stem, name) for name in self.filed_classes]
         where = str(paths[0])
-        parts = list(self.regions.split(self.check(planes, where), where))
-        expressible = self.ignored_values or self.regions.unmarked_is_ignored
-        if not expressible and any(unknown.any() for _, _, unknown in parts):
-            raise ValueError(
-                f"{where}: some pixels are ignored, and no value on disk means that. "
-                "Add one to `ignored_values`, such as [128]."
-            )
-        for path, (_, held, unknown) in zip(paths, parts, strict=True):
-            stored = held * np.uint8(self.present_values[0])
-            if self.ignored_values:
-                stored[unknown] = self.ignored_values[0]
+        # Where no value means ignored, a pixel may be left unmarked instead.
+        unmarked = 0 if self.regions.unmarked_is_ignored and not self.values.ignored_values else IGNORED
+        contents = []
+        for _, held, unknown in self.regions.split(self.check(planes, where), where):
+            marks = held.astype(np.uint8)
+            marks[unknown] = unmarked
+            contents.append(self.values.to_disk(marks, where))
+        georeference = read_georeference(like, planes.shape[:2])
+        for path, stored in zip(paths, contents, strict=True):
+            put_sidecar(path, georeference)
             write_png(path, stored)
 
     def _path(self, root: str | Path, stem: str, name: str) -> Path:
@@ -152,25 +137,7 @@ class FilePerClass(Codec):
         png = read_png(path)
         if png.pixels.ndim != 2 or png.pixels.dtype != np.uint8:
             raise ValueError(f"{path}: has colours or 16 bits, expected 8-bit gray: 0 and one value for the class.")
-        # White in a 1-bit file: whatever value marks the class.
-        stored = png.pixels * np.uint8(self.present_values[0]) if png.bits == 1 else png.pixels
-        strange = values_outside(stored, (0, *self.present_values, *self.ignored_values))
-        if strange:
-            raise ValueError(
-                f"{path}: found values {strange[:10]}, expected 0 and {' or '.join(map(str, self.present_values))}"
-                f"{f', or {list(self.ignored_values)} for ignored' if self.ignored_values else ''}. "
-                "Add them to `present_values`, or to `ignored_values` to leave them out of training."
-            )
-        marks = values_outside(stored, (0, *self.ignored_values))
-        if len(marks) > 1 and not self.both_at_once:
-            raise ValueError(
-                f"{path}: holds both {marks[0]} and {marks[1]}. Say what they mean: `present_values: {marks}` if both "
-                f"mark the class, or put one of them into `ignored_values`."
-            )
-        table = np.zeros(256, np.uint8)
-        table[list(self.present_values)] = 1
-        table[list(self.ignored_values)] = _IGNORED
-        return look_up(table, stored)
+        return self.values.to_planes(png.pixels.view(bool) if png.bits == 1 else png.pixels, str(path))
 
 
 def _check_pattern(pattern: str) -> str:
@@ -191,20 +158,6 @@ def _expression(pattern: str, name: str) -> re.Pattern[str]:
     path = pattern[: -len(".png")].replace("{class}", name)
     before, after = (re.escape(part) for part in path.split("{stem}"))
     return re.compile(rf"{before}(?P<stem>.+){after}(?i:\.png)")
-
-
-def _check_values(present: tuple[int, ...], ignored: tuple[int, ...]) -> None:
-    if not present:
-        raise ValueError("file_per_class: no value is left to mark a class: give `present_values`, such as [255].")
-    for value in (*present, *ignored):
-        if not 0 <= value <= 255 or (value == 0 and value in present):
-            raise ValueError(f"file_per_class: disk value {value}: expected 1 to 255 (0 is where a class is not).")
-    twice = sorted(set(present) & set(ignored))
-    if twice or 0 in ignored:
-        raise ValueError(
-            f"file_per_class: disk values {twice or [0]} are in `ignored_values` and mean something else too "
-            "(0 is where a class is not): leave them out."
-        )
 
 
 def _check_class_name(name: str) -> None:

@@ -7,7 +7,7 @@ import itertools
 import os
 import stat
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -81,6 +81,14 @@ def path_of(root: str | Path, stem: str, suffix: str) -> Path:
         if other.exists():
             return other
     return path
+
+
+def find_path(root: str | Path, stem: str, suffixes: Sequence[str]) -> Path:
+    """Existing file of `stem` with one of `suffixes` in any case, else the path with the first of them."""
+    paths = [Path(root, check_stem(stem) + suffix) for suffix in suffixes]
+    # Lower case first, which nearly all files have.
+    found = existing(paths) or existing(path_of(root, stem, suffix) for suffix in suffixes)
+    return found[0] if found else paths[0]
 
 
 def existing(paths: Iterable[Path]) -> list[Path]:

@@ -92,13 +92,7 @@ class StoredValues(ABC):
             ValueError: `where` holds values that nothing declares.
         """
         stored = self._as_declared(stored, where)
-        strange = values_outside(stored, self.declared)
-        if strange:
-            shown = ", ".join(map(str, strange[:10])) + (", ..." if len(strange) > 10 else "")
-            raise ValueError(
-                f"{where}: found values [{shown}], which no class declares (declared: {self._declared_text()}). "
-                "Add them to `values`, or to `ignored_values` to leave them out of training."
-            )
+        self._check_declared(stored, where)
         if len(self._tables) == 1:
             return look_up(self._tables[0], stored)[..., None]
         return np.stack([look_up(table, stored) for table in self._tables], axis=-1)
@@ -126,6 +120,15 @@ class StoredValues(ABC):
         # Viewers show 1 of 1 bit as white, which a codec may know as 255.
         white = 255 if 255 in self.declared and 1 not in self.declared else 1
         return stored * np.uint8(white)
+
+    def _check_declared(self, stored: np.ndarray, where: str) -> None:
+        strange = values_outside(stored, self.declared)
+        if strange:
+            shown = ", ".join(map(str, strange[:10])) + (", ..." if len(strange) > 10 else "")
+            raise ValueError(
+                f"{where}: found values [{shown}], which no class declares (declared: {self._declared_text()}). "
+                "Add them to `values`, or to `ignored_values` to leave them out of training."
+            )
 
     def _refuse_ignored(self, where: str) -> ValueError:
         return ValueError(

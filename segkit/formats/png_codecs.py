@@ -13,8 +13,9 @@ from segkit.formats.classes import RGB, class_colors, parse_color
 from segkit.formats.codec import Codec
 from segkit.formats.disk_values import values_outside
 from segkit.formats.files import existing, find_files, path_of
+from segkit.formats.georeference import put_sidecar, read_georeference
 from segkit.formats.mask_format import BACKGROUND, MaskFormat
-from segkit.formats.pixel_values import pixel_values
+from segkit.formats.pixel_values import StoredValues, pixel_values
 from segkit.formats.png_files import Png, read_png, write_png
 
 SUFFIX = ".png"
@@ -39,6 +40,7 @@ class _OnePng(Codec):
     def write(self, root: str | Path, stem: str, planes: np.ndarray, like: str | Path | None = None) -> None:
         path = path_of(root, stem, SUFFIX)
         pixels = self._to_pixels(self.check(planes, str(path)), str(path))
+        put_sidecar(path, read_georeference(like, planes.shape[:2]))
         write_png(path, pixels, self._palette())
 
     @abstractmethod
@@ -53,7 +55,29 @@ class _OnePng(Codec):
         return None
 
 
-class IndexPng(_OnePng):
+class NumberPng(_OnePng):
+    """Gray PNG whose samples are the numbers of a table; 8 bits, 16 where a number is above 255."""
+
+    def __init__(self, format: MaskFormat, values: StoredValues) -> None:
+        super().__init__(format)
+        self.values = values
+
+    def to_spec(self) -> dict[str, Any]:
+        return {"name": self.name, **self.values.to_spec()}
+
+    def _to_planes(self, png: Png, where: str) -> np.ndarray:
+        if png.pixels.ndim == 3:
+            raise ValueError(
+                f"{where}: has {png.pixels.shape[2]} channels, expected one with the class values. "
+                "Use the codec `color_png` and say in `values` which colour is which class."
+            )
+        return self.values.to_planes(png.pixels.view(bool) if png.bits == 1 else png.pixels, where)
+
+    def _to_pixels(self, planes: np.ndarray, where: str) -> np.ndarray:
+        return self.values.to_disk(planes, where)
+
+
+class IndexPng(NumberPng):
     """Gray PNG whose samples are class values: 8 bits, 16 where a value is above 255; 1 to 16 bits are read.
 
     Samples are read as stored: white in a 1-bit file is 1 (and also 255, as viewers show it, for a codec that
@@ -74,23 +98,7 @@ class IndexPng(_OnePng):
         values: Mapping[int, Any] | None = None,
         ignored_values: Iterable[int] = (),
     ) -> None:
-        super().__init__(format)
-        self.values = pixel_values(format, values, ignored_values, self._max_value)
-
-    def to_spec(self) -> dict[str, Any]:
-        return {"name": self.name, **self.values.to_spec()}
-
-    def _to_planes(self, png: Png, where: str) -> np.ndarray:
-        if png.pixels.ndim == 3:
-            raise ValueError(
-                f"{where}: has {png.pixels.shape[2]} channels, expected one with the class values. "
-                "Use the codec `color_png` and say in `values` which colour is which class."
-            )
-        stored = png.pixels.view(bool) if png.bits == 1 else png.pixels
-        return self.values.to_planes(stored, where)
-
-    def _to_pixels(self, planes: np.ndarray, where: str) -> np.ndarray:
-        return self.values.to_disk(planes, where)
+        super().__init__(format, pixel_values(format, values, ignored_values, self._max_value))
 
 
 class PalettePng(IndexPng):

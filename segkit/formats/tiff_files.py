@@ -41,17 +41,20 @@ def decode_tiff(data: bytes, gray: bool | None, limit: int) -> np.ndarray:
         with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
             series = file.series[0]
             _check_size(series, limit)
-            _check_pages(series, data)
+            _check_colours(series.keyframe)
+            for page in series.pages:
+                if page is not None:
+                    check_page(page, data)
             image, page = _bands_last(series.asarray(), series.axes), series.keyframe
             image = upright(_as_depth(image, page), int(_tag(page, "Orientation", 1)))
             return np.ascontiguousarray(_as_colours(image, page, gray) if image.dtype == np.uint8 else image)
-    except (_Refused, MemoryError):
+    except (Refused, MemoryError):
         raise
     except Exception as error:  # tifffile and imagecodecs raise many kinds, down to struct.error
         raise ValueError(f"cannot be decoded as a TIFF image ({error or type(error).__name__})") from None
 
 
-class _Refused(ValueError):
+class Refused(ValueError):
     """What is wrong is known and said."""
 
 
@@ -64,40 +67,39 @@ def _check_size(series: Any, limit: int) -> None:
     try:
         check_pixels(size_hw, limit)
     except ValueError as error:
-        raise _Refused(str(error)) from None
+        raise Refused(str(error)) from None
     if not 0 < values <= _MAX_BANDS * limit:
         shape = "x".join(map(str, series.shape))
-        raise _Refused(f"declares {shape} values, expected at most {_MAX_BANDS} for each of {limit} pixels")
+        raise Refused(f"declares {shape} values, expected at most {_MAX_BANDS} for each of {limit} pixels")
 
 
-def _check_pages(series: Any, data: bytes) -> None:
-    """Refuse pages whose strips or tiles are not all there, or would unfold to more than the page."""
-    for page in series.pages:
-        if page is None:
-            continue
-        key = page.keyframe
-        if key.compression not in _GROWTH and key.compression not in _PICTURES:
-            raise _Refused(f"is compressed by method {key.compression} of TIFF, which is not read")
-        if key.photometric in _OTHER_COLOURS:
-            raise _Refused(f"has colours of kind {key.photometric} of TIFF, expected gray, RGB, palette or CMYK")
-        size = key.imagedepth * key.imagelength * key.imagewidth
-        tile = key.tiledepth * key.tilelength * key.tilewidth if key.is_tiled else 0
-        if tile > 4 * size + 2**20:
-            raise _Refused(f"is cut into tiles of {tile} pixels, but has only {size}")
-        stored, empty = 0, 0
-        for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
-            # tifffile fills strips that lie behind the end of the file with zeros.
-            if offset + count > len(data):
-                raise ValueError(f"cut short: data up to byte {offset + count} of {len(data)}")
-            if key.compression in _PICTURES and count:
-                _check_picture(data[offset : offset + count], key)
-            stored, empty = stored + count, empty + (not count)
-        # Strips without bytes are legal, and empty.
-        if not empty and size * key.samplesperpixel * key.bitspersample // 8 > _growth(key) * stored + 4096:
-            raise _Refused(
-                f"declares {key.imagelength}x{key.imagewidth} pixels of {key.samplesperpixel} bands, "
-                f"which its {stored} bytes of data cannot hold"
-            )
+def check_page(page: Any, data: bytes) -> None:
+    """Refuse a page whose strips or tiles are not all there, or would unfold to more than the page.
+
+    Raises:
+        ValueError: says what is wrong, without the name of the file.
+    """
+    key = page.keyframe
+    if key.compression not in _GROWTH and key.compression not in _PICTURES:
+        raise Refused(f"is compressed by method {key.compression} of TIFF, which is not read")
+    size = key.imagedepth * key.imagelength * key.imagewidth
+    tile = key.tiledepth * key.tilelength * key.tilewidth if key.is_tiled else 0
+    if tile > 4 * size + 2**20:
+        raise Refused(f"is cut into tiles of {tile} pixels, but has only {size}")
+    stored, empty = 0, 0
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
+        # tifffile fills strips that lie behind the end of the file with zeros.
+        if offset + count > len(data):
+            raise Refused(f"is cut short: data up to byte {offset + count} of {len(data)}")
+        if key.compression in _PICTURES and count:
+            _check_picture(data[offset : offset + count], key)
+        stored, empty = stored + count, empty + (not count)
+    # Strips without bytes are legal, and empty.
+    if not empty and size * key.samplesperpixel * key.bitspersample // 8 > _growth(key) * stored + 4096:
+        raise Refused(
+            f"declares {key.imagelength}x{key.imagewidth} pixels of {key.samplesperpixel} bands, "
+            f"which its {stored} bytes of data cannot hold"
+        )
 
 
 def _growth(key: Any) -> int:
@@ -109,7 +111,12 @@ def _check_picture(content: bytes, key: Any) -> None:
     height, width = check_encoded(content).size_hw
     room = (key.tilelength, key.tilewidth) if key.is_tiled else (key.rowsperstrip, key.imagewidth)
     if height > max(room[0], key.imagelength if not key.is_tiled else 0) or width > room[1]:
-        raise _Refused(f"holds a part of {height}x{width} pixels, expected at most {room[0]}x{room[1]}")
+        raise Refused(f"holds a part of {height}x{width} pixels, expected at most {room[0]}x{room[1]}")
+
+
+def _check_colours(page: Any) -> None:
+    if page.photometric in _OTHER_COLOURS:
+        raise Refused(f"has colours of kind {page.photometric} of TIFF, expected gray, RGB, palette or CMYK")
 
 
 def _bands_last(stored: np.ndarray, axes: str) -> np.ndarray:
@@ -119,7 +126,7 @@ def _bands_last(stored: np.ndarray, axes: str) -> np.ndarray:
     if stored.ndim == 2:
         return stored[..., None]
     if stored.ndim != 3:
-        raise _Refused(f"holds an array of shape {stored.shape} (axes {axes}), expected one picture of several bands")
+        raise Refused(f"holds an array of shape {stored.shape} (axes {axes}), expected one picture of several bands")
     if axes.endswith("YX"):
         # Many writers store (H, W, B) without saying so, and a reader sees H pages of W x B pixels.
         interleaved = axes[0] in "QIC" and stored.shape[2] < min(stored.shape[:2])
@@ -140,7 +147,7 @@ def _as_depth(image: np.ndarray, page: Any) -> np.ndarray:
     if image.dtype in (np.uint8, np.uint16):
         return image.astype(image.dtype.newbyteorder("="), copy=False)
     if image.dtype.kind not in "iuf":
-        raise _Refused(f"has pixels of {image.dtype}, expected whole numbers or floats")
+        raise Refused(f"has pixels of {image.dtype}, expected whole numbers or floats")
     return image.astype(np.float32)
 
 
