@@ -117,9 +117,10 @@ class MaskDataset(Dataset):
         ref, stem = self._refs[index], self.stems[index]
         if self._copy is not None:
             return self._copy.read(stem)
-        self.codec.check_like(self.masks, stem, ref.path)
+        mask = self._mask_names[index]
+        self.codec.check_like(self.masks, mask, ref.path)
         image = self.reading.read(ref)
-        return Sample(stem, image, self.codec.read(self.masks, self._mask_names[index]), self.reading.spacing_mm(ref))
+        return Sample(stem, image, self.codec.read(self.masks, mask), self.reading.spacing_mm(ref))
 
     def image_path(self, index: int) -> Path:
         """File of image `index`; the first one where its bands lie in several."""

@@ -130,9 +130,13 @@ def test_names_mean_nothing_and_other_files_are_passed_over(name, tmp_path):
     assert list(find_images(folder)) == [f"chest@z{k:03d}" for k in range(6)]
     inputs, broken = find_inputs([folder])
     assert ([i.stem for i in inputs], broken) == ([f"chest@z{k:03d}" for k in range(6)], [])
-    # One slice, or a pattern for them, stands for the series.
-    inputs, _ = find_inputs([folder / name.format(0)])
-    assert [i.stem for i in inputs] == [f"chest@z{k:03d}" for k in range(6)]
+    # One slice, all of them, or a pattern stand for the series, once, and for nothing beside it.
+    slices = [folder / name.format(number) for number in range(6)]
+    for given in (slices[:1], slices, [folder, *slices], [folder / f"{name.format(0)[:2]}*"]):
+        assert [i.stem for i in find_inputs(given)[0]] == [f"chest@z{k:03d}" for k in range(6)]
+    save(plan, tmp_path / "plan")
+    with pytest.raises(ValueError, match="plan: no images here"):
+        find_inputs([folder, tmp_path / "plan"])
 
 
 def test_what_makes_no_volume_is_refused_with_the_numbers(tmp_path):
