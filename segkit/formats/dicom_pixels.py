@@ -104,7 +104,7 @@ class _Refused(ValueError):
 def _check_decodable(syntax: Any, path: Path) -> None:
     from pydicom.pixels import get_decoder
 
-    from segkit.formats import dicom_plugin
+    from segkit.formats.dicom_plugin import decode_frame, is_available
 
     if not syntax.is_compressed or syntax.is_deflated:
         return
@@ -113,8 +113,8 @@ def _check_decodable(syntax: Any, path: Path) -> None:
     except NotImplementedError:
         raise _Refused(f"{path}: its compression ({syntax.name}) is not read. Store it uncompressed.") from None
     with _plugins:
-        if not decoder.is_available and dicom_plugin.is_available(syntax):
-            decoder.add_plugin("imagecodecs", (dicom_plugin.__name__, dicom_plugin.decode_frame.__name__))
+        if not decoder.is_available and is_available(syntax):
+            decoder.add_plugin("imagecodecs", (decode_frame.__module__, decode_frame.__name__))
     if not decoder.is_available:
         ways = "; or ".join(text.split(" - requires ")[-1] for text in decoder.missing_dependencies)
         raise _Refused(
