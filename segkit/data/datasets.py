@@ -118,9 +118,10 @@ class MaskDataset(Dataset):
         ref, stem = self._refs[index], self.stems[index]
         if self._copy is not None:
             return self._copy.read(stem)
-        self.codec.check_like(self.masks, self._mask_names[index], ref.path)
+        mask = self._mask_names[index]
+        self.codec.check_like(self.masks, mask, ref.path)
         image = self.reading.read(ref)
-        return Sample(stem, image, self.codec.read(self.masks, self._mask_names[index]), self.reading.spacing_mm(ref))
+        return Sample(stem, image, self.codec.read(self.masks, mask), self.reading.spacing_mm(ref))
 
     def size_of(self, sample: Sample) -> tuple[int, int]:
         """(height, width) that `resize` gives a stored sample."""

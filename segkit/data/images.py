@@ -14,7 +14,16 @@ from segkit.formats.dicom_files import DICOM_SUFFIXES, is_dicom, without_dicom_s
 from segkit.formats.files import walk
 from segkit.formats.image_files import read_image_file
 from segkit.formats.nifti_slices import axis_number, slice_spacing_mm, slice_stem, volume_slice
-from segkit.formats.volumes import is_volume, join_series, load_volume, volume_grid, volume_name, volume_shape
+from segkit.formats.volumes import (
+    is_volume,
+    join_series,
+    load_volume,
+    misplaced,
+    volume_files,
+    volume_grid,
+    volume_name,
+    volume_shape,
+)
 from segkit.ops.sizes import fit_size as fit_size
 from segkit.suggest import closest
 
@@ -47,7 +56,8 @@ class ImageRef:
     @property
     def files(self) -> tuple[Path, ...]:
         """What is read for this image."""
-        return self.bands or (self.path,)
+        paths = self.bands or (self.path,)
+        return paths if self.axis is None else tuple(file for path in paths for file in volume_files(path))
 
     def __str__(self) -> str:
         return str(self.path) if self.axis is None else f"{self.path} (slice {self.axis}{self.index})"
@@ -168,6 +178,12 @@ def _read_bands(ref: ImageRef, max_pixels: int | None) -> np.ndarray:
             raise ValueError(
                 f"{one}: is {_kind_text(part)}, but {ref.bands[0].name} is {_kind_text(parts[0])}: the bands of an "
                 "image have one size and one depth. Store them alike, or leave the image out with `quarantine`."
+            )
+        found = misplaced(path, ref.path) if ref.axis is not None else None
+        if found is not None:
+            raise ValueError(
+                f"{path}: does not lie on the voxels of {ref.path}: {found}. The bands of an image lie on each other: "
+                "bring one onto the other, or leave the image out with `quarantine`."
             )
         parts.append(part)
     return np.concatenate(parts, axis=2)

@@ -15,7 +15,7 @@ import cv2
 from segkit._version import __version__
 
 # Goes up when samples are laid out or decoded in another way.
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 
 Stamps = dict[str, tuple[int, int]]
 

@@ -94,7 +94,7 @@ class ImageReading:
 
     def _scale(self, ref: ImageRef, image: np.ndarray) -> Scale:
         whole = self.normalize == "volume" and ref.axis is not None
-        return files_scale(ref.files) if whole else image_scale(image)
+        return files_scale(ref.bands or (ref.path,)) if whole else image_scale(image)
 
     def _around(self, ref: ImageRef) -> list[ImageRef]:
         """The image, between its neighbours."""

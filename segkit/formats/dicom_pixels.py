@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from segkit.formats.image_pixels import as_pixels
 from segkit.formats.limits import max_pixels
 
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
+# Of pydicom's decoders, which all threads share.
+_plugins = threading.Lock()
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
@@ -90,12 +93,17 @@ class _Refused(ValueError):
 def _check_decodable(syntax: Any, path: Path) -> None:
     from pydicom.pixels import get_decoder
 
+    from segkit.formats.dicom_plugin import decode_frame, is_available
+
     if not syntax.is_compressed or syntax.is_deflated:
         return
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError:
         raise _Refused(f"{path}: its compression ({syntax.name}) is not read. Store it uncompressed.") from None
+    with _plugins:
+        if not decoder.is_available and is_available(syntax):
+            decoder.add_plugin("imagecodecs", (decode_frame.__module__, decode_frame.__name__))
     if not decoder.is_available:
         ways = "; or ".join(text.split(" - requires ")[-1] for text in decoder.missing_dependencies)
         raise _Refused(

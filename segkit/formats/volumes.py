@@ -81,6 +81,11 @@ def volume_grid(path: str | Path) -> Grid:
     return _geometry(Path(path), volume_stamp(Path(path)))[0]
 
 
+def volume_files(path: Path) -> list[Path]:
+    """The files that hold a volume: itself, or those of the slices of a series, in their order."""
+    return _slice_files(path, folder_stamp(path)) if path.is_dir() else [path]
+
+
 def load_volume(path: str | Path) -> Volume:
     """The decoded volume; the last ones are kept, so that slices of one case cost one decoding per process.
 
@@ -130,6 +135,11 @@ def _decode(path: Path) -> Volume:
 def _geometry(path: Path, stamp: Stamp) -> tuple[Grid, int]:
     """Grid and number of bands; of one reading of the header, however many slices ask."""
     return nifti_geometry(path) if nifti_case_name(path) is not None else (open_series(path).grid, 1)
+
+
+@lru_cache(maxsize=256)
+def _slice_files(path: Path, stamp: Stamp) -> list[Path]:
+    return [frame.path for frame in open_series(path).frames]
 
 
 @lru_cache(maxsize=16)

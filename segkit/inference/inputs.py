@@ -37,6 +37,8 @@ def find_inputs(
 ) -> tuple[list[Input], Broken]:
     """All images named by `inputs`, sorted within each, no file twice; and (file, reason) of unreadable volumes.
 
+    A slice of a DICOM series stands for the whole series.
+
     Args:
         reading: across which axis volumes are cut, and which files are the bands of one image.
         leave_out: the folder that predictions go to. What lies below it is no input, and images in it are refused,
@@ -47,10 +49,16 @@ def find_inputs(
     """
     found: dict[tuple, Input] = {}
     broken: Broken = []
-    for given in inputs:
-        members, faults = _members(given, reading.axis, leave_out)
+    named = {Path(given): given for given in inputs}
+    # Before the files are looked at one by one: a thousand slices that a shell names are one series.
+    paths = dict.fromkeys(join_series(named))
+    for path in [*paths, *(path for path in named if path not in paths and path.parent not in paths)]:
+        if path in named:
+            members, faults = _members(named[path], reading.axis, leave_out)
+        else:
+            members, faults = _images([path], reading.axis, path.parent, any_suffix=True)
         if not members and not faults:
-            raise ValueError(f"{given}: no images here.")
+            raise ValueError(f"{path}: no images here.")
         broken += faults
         for member in members:
             found.setdefault((member.image.path.resolve(), member.image.axis, member.image.index), member)
@@ -96,7 +104,7 @@ def _members(given: str | Path, axis: str, leave_out: Path | None) -> tuple[list
         matches = sorted(path for path in map(Path, glob.glob(str(given), recursive=True)) if path.is_file())
         found: list[Input] = []
         broken: Broken = []
-        for path in matches:
+        for path in join_series(matches):
             members, faults = _images([path], axis, path.parent, any_suffix=True)
             found += members
             broken += faults

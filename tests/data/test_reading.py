@@ -1,7 +1,10 @@
+import os
+
 import cv2
 import nibabel
 import numpy as np
 import pytest
+from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, ornt_transform
 
 from segkit.data.datasets import MaskDataset
 from segkit.data.images import ImageRef
@@ -10,8 +13,10 @@ from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from segkit.models.builder import build_model
 from segkit.models.bundle import load_model, save_bundle
+from tests.dicoms import write_series
 from tests.scenes import FORMATS, write_set
 
+RAS = np.diag([0.7, 0.9, 2.5, 1])
 VOXELS = np.random.default_rng(0).integers(0, 200, (4, 5, 6)).astype(np.uint8)
 
 
@@ -135,3 +140,76 @@ def test_a_cache_holds_what_was_read_and_each_way_of_reading_has_its_own(tmp_pat
         assert all(np.array_equal(cached[i].image, data[i].image) for i in range(3))
         assert [cached[i].spacing_mm for i in range(3)] == [data[i].spacing_mm for i in range(3)]
     assert len(list((tmp_path / "cache").glob("[!.]*"))) == 3
+
+
+# Files with a band each --------------------------------------------------------------------------------------
+
+
+def turned(path, voxels, axes, affine=RAS):
+    """Save what is `voxels` in RAS order along other axes."""
+    change = ornt_transform(axcodes2ornt("RAS"), axcodes2ornt(axes))
+    path.parent.mkdir(exist_ok=True)
+    image = nibabel.Nifti1Image(apply_orientation(voxels, change), affine @ inv_ornt_aff(change, voxels.shape))
+    nibabel.save(image, path)
+
+
+def open_bands(root, **options):
+    return MaskDataset(
+        root / "images",
+        root / "masks",
+        open_codec("nifti", MaskFormat.multiclass(range(4))),
+        image_pattern="{stem}_{band}",
+        mask_pattern="{stem}_seg",
+        bands=("t1", "flair"),
+        **options,
+    )
+
+
+def test_bands_in_files_of_any_order_with_neighbours(tmp_path):
+    turned(tmp_path / "images" / "p_flair.nii.gz", VOXELS + 1, "LPS")
+    turned(tmp_path / "images" / "p_t1.nii.gz", VOXELS, "SAR")
+    turned(tmp_path / "masks" / "p_seg.nii.gz", VOXELS % 4, "PIR")
+    data = open_bands(tmp_path, reading=ImageReading(neighbours=1))
+    assert data.stems == [f"p@z{z:03d}" for z in range(6)]
+    sample = data.read(5)
+    expected = [VOXELS[:, :, z].T + band for z in (4, 5, 5) for band in (0, 1)]
+    np.testing.assert_array_equal(sample.image, np.stack(expected, -1))
+    np.testing.assert_array_equal(sample.planes[..., 0], VOXELS[:, :, 5].T % 4)
+
+
+def test_bands_and_labels_that_lie_elsewhere_are_named(tmp_path):
+    moved = RAS.copy()
+    moved[2, 3] = 5
+    turned(tmp_path / "images" / "p_flair.nii.gz", VOXELS, "LPS", moved)
+    turned(tmp_path / "images" / "p_t1.nii.gz", VOXELS, "LPS")
+    turned(tmp_path / "masks" / "p_seg.nii.gz", VOXELS % 4, "RAS")
+    with pytest.raises(ValueError, match=r"p_flair\.nii\.gz: does not lie on the voxels of .*p_t1\.nii\.gz: .*5 mm"):
+        open_bands(tmp_path).read(0)
+    turned(tmp_path / "images" / "p_flair.nii.gz", VOXELS, "LPS")
+    turned(tmp_path / "masks" / "p_seg.nii.gz", VOXELS % 4, "RAS", moved)
+    with pytest.raises(ValueError, match=r"p_seg\.nii\.gz: does not lie on the voxels of .*p_t1\.nii\.gz: .*5 mm"):
+        open_bands(tmp_path).read(0)
+
+
+# DICOM -------------------------------------------------------------------------------------------------------
+
+
+def test_a_decoded_copy_is_made_anew_when_one_slice_of_a_series_changes(tmp_path, monkeypatch):
+    monkeypatch.setenv("SEGKIT_CACHE", str(tmp_path / "cache"))
+    affine = np.diag([-0.7, -0.9, 2.5, 1])
+    write_series(tmp_path / "images" / "p", VOXELS, affine)
+    codec = open_codec("nifti", MaskFormat.multiclass(range(256)))
+    (tmp_path / "masks").mkdir()
+    nibabel.save(nibabel.Nifti1Image(VOXELS, affine), tmp_path / "masks" / "p.nii.gz")
+    data = MaskDataset(tmp_path / "images", tmp_path / "masks", codec)
+    ref = data.reading.find(tmp_path / "images")["p@z000"]
+    assert [path.name for path in ref.files] == [f"{k:03d}.dcm" for k in range(6)]
+    sample = data.cached().read(2)
+    np.testing.assert_array_equal(sample.image, sample.planes)
+    path = tmp_path / "images" / "p" / "002.dcm"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(1, 1))
+    changed = data.cached().read(2)
+    assert np.count_nonzero(changed.image != sample.image) == 1

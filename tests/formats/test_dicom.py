@@ -1,6 +1,7 @@
 import itertools
 import sys
 
+import imagecodecs
 import nibabel
 import numpy as np
 import pytest
@@ -129,9 +130,13 @@ def test_names_mean_nothing_and_other_files_are_passed_over(name, tmp_path):
     assert list(find_images(folder)) == [f"chest@z{k:03d}" for k in range(6)]
     inputs, broken = find_inputs([folder])
     assert ([i.stem for i in inputs], broken) == ([f"chest@z{k:03d}" for k in range(6)], [])
-    # One slice, or a pattern for them, stands for the series.
-    inputs, _ = find_inputs([folder / name.format(0)])
-    assert [i.stem for i in inputs] == [f"chest@z{k:03d}" for k in range(6)]
+    # One slice, all of them, or a pattern stand for the series, once, and for nothing beside it.
+    slices = [folder / name.format(number) for number in range(6)]
+    for given in (slices[:1], slices, [folder, *slices], [folder / f"{name.format(0)[:2]}*"]):
+        assert [i.stem for i in find_inputs(given)[0]] == [f"chest@z{k:03d}" for k in range(6)]
+    save(plan, tmp_path / "plan")
+    with pytest.raises(ValueError, match="plan: no images here"):
+        find_inputs([folder, tmp_path / "plan"])
 
 
 def test_what_makes_no_volume_is_refused_with_the_numbers(tmp_path):
@@ -216,13 +221,51 @@ def test_frames_without_places_are_no_volume(tmp_path):
         volume_shape(path)
 
 
-def test_compressed_slices(tmp_path):
-    write_series(tmp_path / "plain", stored(), LPS)
+def compressed_by_imagecodecs(ds, syntax, encode):
+    ds.file_meta.TransferSyntaxUID = syntax
+    pixels = np.frombuffer(ds.PixelData, f"u{ds.BitsAllocated // 8}").reshape(ds.Rows, ds.Columns)
+    ds.PixelData = pydicom.encaps.encapsulate([encode(pixels & ((1 << ds.BitsStored) - 1))])
+    ds["PixelData"].VR = "OB"
+
+
+# imagecodecs writes JPEG-LS of 8 or 16 bits only.
+@pytest.mark.parametrize(
+    ("compress", "bits"),
+    [
+        (lambda ds: ds.compress(pydicom.uid.RLELossless), 12),
+        (lambda ds: ds.compress(pydicom.uid.RLELossless), 16),
+        (lambda ds: compressed_by_imagecodecs(ds, pydicom.uid.JPEGLosslessSV1, imagecodecs.ljpeg_encode), 12),
+        (lambda ds: compressed_by_imagecodecs(ds, pydicom.uid.JPEGLosslessSV1, imagecodecs.ljpeg_encode), 16),
+        (lambda ds: compressed_by_imagecodecs(ds, pydicom.uid.JPEGLossless, imagecodecs.ljpeg_encode), 12),
+        (lambda ds: compressed_by_imagecodecs(ds, pydicom.uid.JPEGLSLossless, imagecodecs.jpegls_encode), 16),
+        (lambda ds: setattr(ds.file_meta, "TransferSyntaxUID", pydicom.uid.DeflatedExplicitVRLittleEndian), 12),
+    ],
+    ids=["rle-12", "rle-16", "first-order-12", "first-order-16", "lossless-12", "jpeg-ls-16", "deflated"],
+)
+@pytest.mark.parametrize(("dtype", "low"), [(np.int16, -900), (np.uint16, 0)])
+def test_compressed_slices(compress, bits, dtype, low, tmp_path):
+    write_series(tmp_path / "plain", stored(dtype, low), LPS, bits=bits)
     for path in (tmp_path / "plain").iterdir():
         ds = pydicom.dcmread(path)
-        ds.compress(pydicom.uid.RLELossless)
-        save(ds, tmp_path / "rle" / path.name)
-    np.testing.assert_array_equal(load_volume(tmp_path / "rle").array, load_volume(tmp_path / "plain").array)
+        compress(ds)
+        save(ds, tmp_path / "compressed" / path.name)
+    volume = load_volume(tmp_path / "compressed")
+    assert volume.array.dtype == dtype
+    np.testing.assert_array_equal(volume.array, stored(dtype, low)[::-1, ::-1])
+
+
+def test_jpeg_pictures(tmp_path):
+    rows, columns = np.mgrid[:40, :64]
+    smooth = np.stack([3 * rows, 2 * columns, 200 - rows - columns], axis=2).astype(np.uint8)
+    for name, pixels in (("gray", smooth[..., 0]), ("colours", smooth)):
+        ds = data_set(pixels)
+        ds.file_meta.TransferSyntaxUID = pydicom.uid.JPEGBaseline8Bit
+        ds.PixelData = pydicom.encaps.encapsulate([imagecodecs.jpeg8_encode(np.ascontiguousarray(pixels), level=95)])
+        ds["PixelData"].VR = "OB"
+        if name == "colours":
+            ds.PhotometricInterpretation = "YBR_FULL_422"
+        image = read_image(save(ds, tmp_path / f"{name}.dcm"))
+        assert np.abs(image.astype(int) - (pixels if pixels.ndim == 3 else pixels[..., None])).mean() < 2
 
 
 def test_a_compression_that_is_not_installed_says_what_to_install(tmp_path):

@@ -148,7 +148,13 @@ def test_whole_labels_in_any_depth(dtype, tmp_path):
 
 @pytest.mark.parametrize(
     ("values", "slope", "inter"),
-    [([0, 255, 510], 1 / 255, 0), ([0, 2, 4], 0.5, 0), ([10, 11, 12], 1, -10), ([-5, 0, 5], 0.2, 1)],
+    [
+        ([0, 41, 82], 1 / 41, 0),
+        ([0, 255, 510], 1 / 255, 0),
+        ([0, 2, 4], 0.5, 0),
+        ([10, 11, 12], 1, -10),
+        ([-5, 0, 5], 0.2, 1),
+    ],
 )
 @pytest.mark.parametrize("order", "<>")
 def test_scaled_labels_are_whole_numbers_again(values, slope, inter, order, tmp_path):
