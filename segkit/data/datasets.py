@@ -117,7 +117,7 @@ class MaskDataset(Dataset):
         ref, stem = self._refs[index], self.stems[index]
         if self._copy is not None:
             return self._copy.read(stem)
-        self.codec.check_like(self.masks, stem, ref.path)
+        self.codec.check_like(self.masks, self._mask_names[index], ref.path)
         image = self.reading.read(ref)
         return Sample(stem, image, self.codec.read(self.masks, self._mask_names[index]), self.reading.spacing_mm(ref))
 

@@ -14,7 +14,15 @@ from segkit.formats.dicom_files import DICOM_SUFFIXES, is_dicom, without_dicom_s
 from segkit.formats.files import walk
 from segkit.formats.image_files import read_image_file
 from segkit.formats.nifti_slices import axis_number, slice_spacing_mm, slice_stem, volume_slice
-from segkit.formats.volumes import is_volume, join_series, load_volume, volume_grid, volume_name, volume_shape
+from segkit.formats.volumes import (
+    is_volume,
+    join_series,
+    load_volume,
+    misplaced,
+    volume_grid,
+    volume_name,
+    volume_shape,
+)
 from segkit.ops.sizes import fit_size as fit_size
 from segkit.suggest import closest
 
@@ -163,6 +171,11 @@ def _read_bands(ref: ImageRef, max_pixels: int | None) -> np.ndarray:
     parts: list[np.ndarray] = []
     for path in ref.bands:
         one = replace(ref, path=path, bands=())
+        if ref.axis is not None and (found := misplaced(path, ref.path)) is not None:
+            raise ValueError(
+                f"{path}: does not lie on the voxels of {ref.path}: {found}. Bring all bands onto one grid, "
+                "or leave it out with `quarantine`."
+            )
         part = _read_file(one, None, max_pixels)
         if parts and (part.shape[:2], part.dtype) != (parts[0].shape[:2], parts[0].dtype):
             raise ValueError(

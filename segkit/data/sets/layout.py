@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -128,15 +127,3 @@ def read_names(path: Path) -> list[str]:
 def colored(classes: Mapping[str, RGB]) -> list[dict[str, Any]]:
     """Classes as a config lists them: `{name: ..., color: [r, g, b]}`."""
     return [{"name": name, "color": list(color)} for name, color in classes.items()]
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        ValueError: names the file.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: cannot be read as JSON ({error}).") from None

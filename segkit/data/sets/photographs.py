@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segkit.data.sets.layout import Layout, Part, colored, first_folder, read_json, read_names, split_parts
+from segkit.data.sets.layout import Layout, Part, colored, first_folder, read_names, split_parts
 from segkit.data.splits import read_stem_list
 from segkit.formats.classes import RGB
+from segkit.formats.coco_files import load_coco
 
 _VOC = """
     background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person
@@ -109,7 +109,7 @@ class Coco(Layout):
                 images = own or first_folder(root, "images")
                 if name not in found and file.is_file() and images is not None:
                     # Pictures of several parts in one folder: each file says which are its own.
-                    found[name] = Part(images, file, None if own else _pictures(file))
+                    found[name] = Part(images, file, None if own else list(load_coco(file).images))
             beside = root / ("valid" if name == "val" else name) / "_annotations.coco.json"
             if name not in found and beside.is_file():
                 found[name] = Part(beside.parent, beside)
@@ -119,10 +119,10 @@ class Coco(Layout):
         files = [part.masks for part in self.parts(root).values()]
         if not files:
             raise ValueError(f"{root}: no file of objects here. Expected: {self.expects}.")
-        smallest = min(files, key=lambda path: path.stat().st_size)
-        categories = _members(smallest, "categories", ("id", "name"))
-        names = [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
-        return {"format": "multilabel", "classes": names, "codec": "coco"}
+        categories = load_coco(min(files, key=lambda path: path.stat().st_size)).categories
+        names = [name for _, name in sorted(categories.items())]
+        # An image without objects was looked at as well.
+        return {"format": "multilabel", "classes": names, "codec": {"name": "coco", "missing": "empty"}}
 
 
 class CocoStuff(Layout):
@@ -193,18 +193,3 @@ def _ade20k_names(path: Path) -> dict[int, str]:
         first = row["Name"].split(",")[0].strip()
         names[int(row["Idx"])] = row["Name"] if first in names.values() else first
     return names
-
-
-def _pictures(file: Path) -> list[str]:
-    """Names without suffix of the pictures that a COCO file lists."""
-    names = [Path(image["file_name"]) for image in _members(file, "images", ("file_name",))]
-    return [name.with_suffix("").as_posix() for name in names]
-
-
-def _members(file: Path, key: str, fields: tuple[str, ...]) -> list[Mapping[str, Any]]:
-    """A list of a COCO file whose members have these fields."""
-    content = read_json(file)
-    members = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(members, list) or not all(isinstance(m, dict) and m.keys() >= {*fields} for m in members):
-        raise ValueError(f"{file}: has no list `{key}` of {{{', '.join(fields)}, ...}}, expected a COCO file.")
-    return members

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from segkit.data.patterns import BAND, STEM
-from segkit.data.sets.layout import Layout, Part, read_json
+from segkit.data.sets.layout import Layout, Part
+from segkit.formats.json_files import read_json
 from segkit.formats.mask_format import BACKGROUND
 from segkit.formats.nifti_slices import nifti_case_name
 
@@ -73,7 +75,7 @@ def _described(root: Path) -> dict[str, Any] | None:
     if not path.is_file() or not (root / "imagesTr").is_dir() or not (root / "labelsTr").is_dir():
         return None
     described = read_json(path)
-    return described if isinstance(described, dict) and "labels" in described else None
+    return described if "labels" in described else None
 
 
 def _needed(root: Path, expects: str) -> dict[str, Any]:
@@ -161,8 +163,9 @@ def _channels(described: Mapping[str, Any], root: Path) -> dict[str, Any]:
 
 
 def _first_fold(path: Path) -> dict[str, list[str]]:
-    folds = read_json(path)
-    first = folds[0] if isinstance(folds, list) and folds else None
-    if not isinstance(first, dict) or not all(isinstance(first.get(name), list) for name in ("train", "val")):
-        raise ValueError(f"{path}: expected a list of folds, each {{train: [CASE, ...], val: [CASE, ...]}}.")
-    return {name: [str(case) for case in first[name]] for name in ("train", "val")}
+    """Cases of train and val."""
+    try:
+        first = json.loads(path.read_text(encoding="utf-8"))[0]
+        return {name: [str(case) for case in first[name]] for name in ("train", "val")}
+    except (OSError, ValueError, LookupError, TypeError):
+        raise ValueError(f"{path}: expected a list of folds, each {{train: [CASE, ...], val: [CASE, ...]}}.") from None

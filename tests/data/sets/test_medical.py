@@ -73,5 +73,5 @@ def test_chase_lies_in_one_folder(tmp_path):
 def test_a_mask_of_chase_that_is_missing_is_told(tmp_path):
     write_chase(tmp_path)
     (tmp_path / "Image_02R_1stHO.png").unlink()
-    with pytest.raises(ValueError, match="1 of 20 images .* have no mask .*: Image_02R"):
+    with pytest.raises(ValueError, match=r"1 of 20 images .* have no mask .*: Image_02R"):
         open_set(tmp_path, "chase")

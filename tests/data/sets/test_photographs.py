@@ -124,6 +124,51 @@ def test_names_of_coco_are_those_of_its_files(shared_data):
     assert {c["id"]: c["name"] for c in described["categories"]} == COCO_THINGS
 
 
+def write_coco(path, names):
+    """A cat over the left half of each picture, a dog over its two columns on the left; the last has no objects."""
+    images = [{"id": n, "file_name": f"{name}.jpg", "height": 4, "width": 6} for n, name in enumerate(names)]
+    boxes = [(18, [0, 0, 2, 0, 2, 4, 0, 4]), (17, [0, 0, 3, 0, 3, 4, 0, 4])]
+    annotations = [
+        {"id": 10 * n + c, "image_id": n, "category_id": c, "segmentation": [polygon], "iscrowd": 0, "area": 1}
+        for n in range(len(names) - 1)
+        for c, polygon in boxes
+    ]
+    categories = [{"id": 18, "name": "dog"}, {"id": 17, "name": "cat"}, {"id": 90, "name": "toothbrush"}]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+
+
+@pytest.mark.parametrize(
+    ("images", "files", "parts"),
+    [
+        ("{}", "annotations/instances_{}.json", ("train2017", "val2017")),
+        ("images/{}", "annotations/instances_{}.json", ("train2014", "val2014")),
+        ("images", "annotations/instances_{}.json", ("train", "val")),
+        ("{}", "{}/_annotations.coco.json", ("train", "valid")),
+    ],
+)
+def test_coco(tmp_path, images, files, parts):
+    for number, part in enumerate(parts):
+        names = [f"{part}_{i}" for i in range(2)]
+        for i, name in enumerate(names):
+            write_image(tmp_path / images.format(part) / f"{name}.jpg", 50 * number + 10 * i)
+        write_coco(tmp_path / files.format(part), names)
+    opened = open_set(tmp_path, "coco", train={}, val={})
+    for number, (part, data) in enumerate(zip(parts, (opened.train, opened.val), strict=True)):
+        assert stems_and_values(data) == {f"{part}_0": 50 * number, f"{part}_1": 50 * number + 10}
+        assert data.format.names == ("cat", "dog", "toothbrush")
+        assert planes_of(data) == [[[1, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]]] * 4
+        assert planes_of(data, 1) == [[[0, 0, 0]] * 6] * 4
+    assert recognise(tmp_path) == "coco"
+
+
+def test_the_real_coco(shared_data, tmp_path):
+    parts = open_shared(tmp_path, shared_data / "coco_subset", "coco", train={}, val={})
+    assert (len(parts.train), len(parts.val)) == (33, 14)
+    assert list(parts.train.format.names) == list(COCO_THINGS.values())
+    assert recognise(shared_data / "coco_subset") == "coco"
+
+
 def write_oxford_pet(root):
     for name, value in (("Abyssinian_1", 1), ("beagle_2", 2), ("Birman_3", 3)):
         write_image(root / "images" / f"{name}.jpg", value)

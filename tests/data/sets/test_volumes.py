@@ -79,10 +79,9 @@ def test_descriptions_that_cannot_be_understood(tmp_path, content, message):
     write_decathlon(tmp_path, {})
     describe(tmp_path, **content)
     with pytest.raises(ValueError, match=message):
-        read_layout(tmp_path, "msd")
-        find_layout("msd").parts(tmp_path)
+        open_set(tmp_path, "msd")
     (tmp_path / "dataset.json").write_text("{")
-    with pytest.raises(ValueError, match=r"dataset\.json: cannot be read as JSON"):
+    with pytest.raises(ValueError, match=r"dataset\.json: is no readable JSON"):
         read_layout(tmp_path, "msd")
     (tmp_path / "dataset.json").unlink()
     with pytest.raises(ValueError, match=r"is not described by a file dataset\.json"):
@@ -174,5 +173,6 @@ def test_patterns_open_volumes_that_have_no_layout(shared_data, tmp_path):
     sample = data.read(0)
     # its README: 141 x 169 x 56 voxels, of which rows are y and columns x
     assert (sample.image.shape, sample.planes.shape) == ((169, 141, 2), (169, 141, 1))
-    assert set(np.unique(sample.planes)) <= set(range(5)) and sample.planes.any()
+    assert set(np.unique(sample.planes)) <= set(range(5))
+    assert sample.planes.any()
     assert not np.array_equal(sample.image[..., 0], sample.image[..., 1])
