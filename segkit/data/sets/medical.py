@@ -22,7 +22,7 @@ class Kvasir(Layout):
         return split_parts(root, "images", "masks", {"train": ""})
 
     def masks(self, root: Path) -> dict[str, Any]:
-        return {"format": "binary", "classes": ["polyp"], "codec": {"name": "threshold", "suffix": ".jpg"}}
+        return {"format": "binary", "classes": ["polyp"], "codec": "threshold"}
 
     def recognises(self, root: Path) -> bool:
         # Endoscopic pictures are named by random words that begin alike.
@@ -71,7 +71,7 @@ class Drive(Layout):
         return found
 
     def masks(self, root: Path) -> dict[str, Any]:
-        return {"format": "binary", "classes": ["vessel"], "codec": {"name": "threshold", "suffix": ".gif"}}
+        return {"format": "binary", "classes": ["vessel"], "codec": "threshold"}
 
 
 class Chase(Layout):
@@ -110,7 +110,7 @@ class Stare(Layout):
         return {"train": Part(images, masks, stems, mask_pattern="{stem}.ah")} if stems else {}
 
     def masks(self, root: Path) -> dict[str, Any]:
-        return {"format": "binary", "classes": ["vessel"], "codec": {"name": "threshold", "suffix": ".ppm"}}
+        return {"format": "binary", "classes": ["vessel"], "codec": "threshold"}
 
 
 def _without_superpixels(images: Path) -> list[str] | None:

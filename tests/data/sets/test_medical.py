@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import cv2
+import imagecodecs
+import numpy as np
 import pytest
 
 from segkit.data.layouts import recognise
@@ -75,3 +78,56 @@ def test_a_mask_of_chase_that_is_missing_is_told(tmp_path):
     (tmp_path / "Image_02R_1stHO.png").unlink()
     with pytest.raises(ValueError, match=r"1 of 20 images .* have no mask .*: Image_02R"):
         open_set(tmp_path, "chase")
+
+
+def write_kvasir(root):
+    disc = np.zeros((32, 48, 3), np.uint8)
+    disc[8:24, 8:24] = 255
+    for number, name in enumerate(("cju0qkwl35piu0993l0dewei2", "cju0qoxqj9q6s0835b43399p4")):
+        write_image(root / "images" / f"{name}.jpg", number, (32, 48))
+        (root / "masks").mkdir(exist_ok=True)
+        cv2.imwrite(str(root / "masks" / f"{name}.jpg"), disc)
+    (root / "kavsir_bboxes.json").write_text("{}")
+
+
+def test_kvasir_masks_are_jpeg_files(tmp_path):
+    write_kvasir(tmp_path)
+    parts = open_set(tmp_path, "kvasir", train={}, val={"from": "train", "fraction": 0.5})
+    plane = planes_of(parts.val)
+    assert sum(map(sum, plane)) == 16 * 16
+    assert {sum(row[8:24]) for row in plane[8:24]} == {16}
+    assert parts.train.format.names == ("polyp",)
+    assert recognise(tmp_path) == "kvasir"
+
+
+def write_gif(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(imagecodecs.gif_encode(np.array(rows, np.uint8)))
+
+
+def test_drive_masks_are_gif_files_of_other_names(tmp_path):
+    for folder, ending, numbers in (("training", "training", (21, 22)), ("test", "test", (1, 2))):
+        for number in numbers:
+            write_image(tmp_path / folder / "images" / f"{number:02d}_{ending}.tif", number)
+            write_gif(tmp_path / folder / "1st_manual" / f"{number:02d}_manual1.gif", ROWS)
+            write_gif(tmp_path / folder / "mask" / f"{number:02d}_{ending}_mask.gif", [[255] * 6] * 4)
+    for number in (1, 2):
+        write_gif(tmp_path / "test" / "2nd_manual" / f"{number:02d}_manual2.gif", [[0] * 6] * 4)
+    parts = open_set(tmp_path, "drive", train={}, test={})
+    assert (stems_and_values(parts.train), stems_and_values(parts.test)) == ({"21": 21, "22": 22}, {"01": 1, "02": 2})
+    assert planes_of(parts.test) == PLANE
+    other = {"masks": "test/2nd_manual", "mask_pattern": "{stem}_manual2"}
+    assert planes_of(open_set(tmp_path, "drive", train={}, test=other).test) == [[0] * 6] * 4
+    assert recognise(tmp_path) == "drive"
+
+
+@pytest.mark.parametrize(("images", "masks"), [("stare-images", "labels-ah"), (".", ".")])
+def test_stare(tmp_path, images, masks):
+    for number in (1, 2, 3):
+        write_image(tmp_path / images / f"im{number:04d}.ppm", number)
+    for number in (1, 3):  # most pictures are not labelled
+        write_image(tmp_path / masks / f"im{number:04d}.ah.ppm", 255 if number == 1 else 0)
+    parts = open_set(tmp_path, "stare")
+    assert stems_and_values(parts.train) == {"im0001": 1, "im0003": 3}
+    assert [planes_of(parts.train, i) for i in (0, 1)] == [[[1] * 6] * 4, [[0] * 6] * 4]
+    assert recognise(tmp_path) == "stare"

@@ -142,6 +142,38 @@ def test_ignored_labels_of_nnunet(tmp_path):
     assert planes_of(parts.train, 1) == [[0, 1, IGNORED], [IGNORED, 1, 0]]
 
 
+def test_regions_of_nnunet_overlap(tmp_path):
+    write_nnunet(tmp_path, channels=1)
+    labels = {"background": 0, "gland": [1, 2], "zone": 2, "ignore": 3}
+    describe(tmp_path, channel_names={"0": "T2"}, labels=labels, regions_class_order=[1, 2], file_ending=".nii.gz")
+    masks = find_layout("nnunet").masks(tmp_path)
+    assert masks["codec"]["values"] == {0: [], 1: ["gland"], 2: ["gland", "zone"]}
+    parts = open_set(tmp_path, "nnunet")
+    assert parts.train.format.names == ("gland", "zone")
+    # LABELS of slice 1: 0, 1, 2 in the first row
+    assert planes_of(parts.train, 1)[0] == [[0, 0], [1, 0], [1, 1]]
+    unknown = LABELS.copy()
+    unknown[0, 0, 1] = 3
+    write_volume(tmp_path / "labelsTr" / "prostate_00.nii.gz", unknown)
+    assert planes_of(open_set(tmp_path, "nnunet").train, 1)[0] == [[IGNORED, IGNORED], [1, 0], [1, 1]]
+
+
+@pytest.mark.parametrize(("ending", "bands"), [(".tif", 2), (".png", 1)])
+def test_nnunet_in_other_files(tmp_path, ending, bands):
+    import cv2
+
+    for case in ("img1", "img2"):
+        for band in range(bands):
+            write_values(tmp_path / "imagesTr" / f"{case}_{band:04d}{ending}", [[band, 1, 2], [0, 0, 0]])
+        (tmp_path / "labelsTr").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / "labelsTr" / f"{case}{ending}"), np.array([[0, 1, 2], [2, 0, 0]], np.uint8))
+    names = {str(band): f"band {band}" for band in range(bands)}
+    describe(tmp_path, channel_names=names, labels={"background": 0, "road": 1, "car": 2}, file_ending=ending)
+    parts = open_set(tmp_path, "nnunet")
+    assert parts.train.read(1).image.shape == (2, 3, 2 if bands == 2 else 3)
+    assert planes_of(parts.train) == [[0, 1, 2], [2, 0, 0]]
+
+
 def test_nnunet_in_pictures(tmp_path):
     import cv2
 
