@@ -213,6 +213,7 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     for override in overrides:
         key = _override(values, override)
         places[key] = f"{override!r}"
+    _take_masks_from_layout(values)
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:
@@ -303,6 +304,21 @@ def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
         place = below
     place[key[-1]] = value
     return key
+
+
+def _take_masks_from_layout(values: dict[str, Any]) -> None:
+    """Fill in what the layout knows of the masks, where the file leaves the classes to it."""
+    data, masks = values.get("data"), values.get("masks", {})
+    if not isinstance(data, dict) or not isinstance(masks, dict) or "classes" in masks:
+        return
+    layout, root = data.get("layout"), data.get("root", ".")
+    if isinstance(layout, str) and isinstance(root, str):
+        # Imported here: a config that names its classes is read without torch.
+        from segkit.data.layouts import find_layout
+
+        described = find_layout(layout).masks(Path(root)) | masks
+        if described:
+            values["masks"] = described
 
 
 def _explain(error: ValidationError, values: Any, places: Mapping[tuple[Any, ...], str], source: str) -> str:

@@ -173,6 +173,11 @@ def _read_bands(ref: ImageRef, max_pixels: int | None) -> np.ndarray:
     parts: list[np.ndarray] = []
     for path in ref.bands:
         one = replace(ref, path=path, bands=())
+        if ref.axis is not None and (found := misplaced(path, ref.path)) is not None:
+            raise ValueError(
+                f"{path}: does not lie on the voxels of {ref.path}: {found}. Bring all bands onto one grid, "
+                "or leave it out with `quarantine`."
+            )
         part = _read_file(one, None, max_pixels)
         if parts and (part.shape[:2], part.dtype) != (parts[0].shape[:2], parts[0].dtype):
             raise ValueError(

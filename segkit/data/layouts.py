@@ -1,42 +1,57 @@
-"""How a data set lies on disk: from the section `data` of a config to folders of images and masks."""
+"""All layouts by name, and which of them a folder has."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segkit.data.embedded import write_mni152, write_scene
-from segkit.data.patterns import STEM
-from segkit.data.splits import read_stem_list
+from segkit.data.embedded import MNI152_CLASSES, SCENE_CLASSES, write_mni152, write_scene
+from segkit.data.sets.folders import ClassFolders, Folders, Generated
+from segkit.data.sets.layout import PART_KEYS as PART_KEYS
+from segkit.data.sets.layout import Layout
+from segkit.data.sets.layout import Part as Part
+from segkit.data.sets.medical import Chase, Drive, Isic, Kvasir, Stare
+from segkit.data.sets.photographs import Ade20k, Coco, CocoStuff, OxfordPet, Voc
+from segkit.data.sets.streets import CamVid, CamVid32, Cityscapes
+from segkit.data.sets.volumes import Decathlon, NnUnet
 from segkit.suggest import closest
 
-# What a config may say of a part.
-PART_KEYS = ("images", "masks", "image_pattern", "mask_pattern", "bands", "list")
+LAYOUTS: dict[str, Layout] = {
+    "folders": Folders(),
+    "class_folders": ClassFolders(),
+    "voc": Voc(),
+    "cityscapes": Cityscapes(),
+    "camvid": CamVid(),
+    "camvid_32": CamVid32(),
+    "ade20k": Ade20k(),
+    "coco": Coco(),
+    "coco_stuff": CocoStuff(),
+    "oxford_pet": OxfordPet(),
+    "kvasir": Kvasir(),
+    "isic": Isic(),
+    "drive": Drive(),
+    "chase": Chase(),
+    "stare": Stare(),
+    "msd": Decathlon(),
+    "nnunet": NnUnet(),
+    "scene": Generated(
+        write_scene,
+        {"format": "multiclass", "classes": list(SCENE_CLASSES), "codec": "index_png", "ignored_values": [255]},
+    ),
+    "mni152": Generated(write_mni152, {"format": "multiclass", "classes": list(MNI152_CLASSES), "codec": "index_png"}),
+}
 
 
-@dataclass(frozen=True)
-class Part:
-    """Where the samples of one part (train, val, test) lie; the arguments of `MaskDataset`.
+def find_layout(name: str) -> Layout:
+    """The layout called `name` in `LAYOUTS`.
 
-    Attributes:
-        images: folder of images.
-        masks: folder of masks.
-        stems: the samples to take, or None for all.
-        image_pattern, mask_pattern: how files are named after stems, see `Pattern`.
-        bands: names of the bands where they lie in a file each, else none.
+    Raises:
+        ValueError: an unknown name, with the closest known one.
     """
-
-    images: Path
-    masks: Path
-    stems: list[str] | None = None
-    image_pattern: str = STEM
-    mask_pattern: str = STEM
-    bands: tuple[str, ...] = ()
-
-
-Layout = Callable[[Path, str, Mapping[str, Any]], Part]
+    if name not in LAYOUTS:
+        raise ValueError(f"data.layout is {name!r}, which is not known. {closest(name, LAYOUTS)}")
+    return LAYOUTS[name]
 
 
 def open_layout(layout: str, root: str | Path, name: str, part: Mapping[str, Any]) -> Part:
@@ -44,48 +59,24 @@ def open_layout(layout: str, root: str | Path, name: str, part: Mapping[str, Any
 
     Args:
         name: train, val or test.
-        part: some of `PART_KEYS`, as in a config.
+        part: some of `PART_KEYS`, as in a config; they go before what the layout says.
 
     Raises:
-        ValueError: an unknown layout or key, with the closest known one; a key that is missing; a list that
+        ValueError: an unknown layout or key, with the closest known one; a part that is not there; a list that
             cannot be read.
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"data.layout is {layout!r}, which is not known. {closest(layout, LAYOUTS)}")
-    return LAYOUTS[layout](Path(root), name, part)
+    return find_layout(layout).part(Path(root), name, part)
 
 
-def folders(root: Path, name: str, part: Mapping[str, Any]) -> Part:
-    """`{images: DIR, masks: DIR}` below `root`, optionally with `list: FILE`, one stem per line."""
-    unknown = [key for key in part if key not in PART_KEYS]
-    if unknown:
-        raise ValueError(f"data.{name} has no key {unknown[0]!r}. {closest(unknown[0], PART_KEYS)}")
-    for key in ("images", "masks"):
-        if not isinstance(part.get(key), (str, Path)):
-            raise ValueError(f"data.{name} is {dict(part)}: expected {{images: FOLDER, masks: FOLDER}}.")
-    listed = part.get("list")
-    return Part(
-        images=root / part["images"],
-        masks=root / part["masks"],
-        stems=None if listed is None else read_stem_list(root / listed),
-        image_pattern=part.get("image_pattern", STEM),
-        mask_pattern=part.get("mask_pattern", STEM),
-        bands=tuple(part.get("bands", ())),
-    )
-
-
-def generated(write: Callable[[Path], Any]) -> Layout:
-    """A layout that writes its data as `root` when they are not there, and then is `folders` that need no names."""
-
-    def layout(root: Path, name: str, part: Mapping[str, Any]) -> Part:
-        write(root)
-        return folders(root, name, {"images": f"{name}/images", "masks": f"{name}/masks", **part})
-
-    return layout
-
-
-LAYOUTS: dict[str, Layout] = {
-    "folders": folders,
-    "scene": generated(write_scene),
-    "mni152": generated(write_mni152),
-}
+def recognise(root: str | Path) -> str | None:
+    """The name of the layout that `root` has, or None: plain folders, whose masks may mean anything, have none."""
+    root = Path(root)
+    if not root.is_dir():
+        return None
+    for name, layout in LAYOUTS.items():
+        try:
+            if layout.recognises(root):
+                return name
+        except ValueError:  # a file that another layout would read otherwise
+            continue
+    return None

@@ -17,7 +17,7 @@ from segkit.formats.files import check_stem
 from segkit.formats.nifti_slices import NIFTI_SUFFIXES, split_slice_stem
 
 STEM, BAND = "{stem}", "{band}"
-_SUFFIXES = (*NIFTI_SUFFIXES, ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2")
+_SUFFIXES = (*NIFTI_SUFFIXES, ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2", ".dcm")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import pytest
 
 from segkit.data.datasets import MaskDataset
 from segkit.data.reading import ImageReading
+from segkit.formats.codecs import open_codec
 from tests.data.stand_in import FORMAT, StandInCodec
 
 CODEC = StandInCodec(FORMAT)
@@ -87,8 +88,6 @@ def test_patterns_that_match_nothing_show_what_is_there(city):
 
 @pytest.mark.parametrize(("image", "mask"), [("{stem}", "{stem}_mask"), ("{stem}_image", "{stem}")])
 def test_images_and_masks_may_share_a_folder(tmp_path, image, mask):
-    from segkit.formats.codecs import open_codec
-
     for stem, value in (("a", 1), ("b", 2)):
         write_image(tmp_path / f"{image.format(stem=stem)}.png", 100 * value)
         write_image(tmp_path / f"{mask.format(stem=stem)}.png", value)
@@ -152,23 +151,34 @@ def test_bands_that_differ_are_named(tmp_path, other, message):
         open_bands(tmp_path).read(0)
 
 
-def test_bands_of_volumes_are_joined_slice_by_slice(tmp_path):
+def write_volume(path: Path, array: np.ndarray, corner_mm: float = 0) -> None:
     import nibabel
 
+    affine = np.diag([2.0, 3, 4, 1])
+    affine[0, 3] = corner_mm
+    path.parent.mkdir(exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, affine), path)
+
+
+def test_bands_of_volumes_are_joined_slice_by_slice(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {band: rng.integers(0, 900, (4, 5, 3)).astype(np.int16) for band in ("0000", "0001")}
-    (tmp_path / "images").mkdir()
     for band, array in arrays.items():
-        nibabel.save(nibabel.Nifti1Image(array, np.diag([2, 3, 4, 1])), tmp_path / "images" / f"case_{band}.nii.gz")
-    for index in range(3):
-        CODEC.write(tmp_path / "masks", f"case_seg@z00{index}", np.zeros((5, 4, 1), np.uint8))
+        write_volume(tmp_path / "images" / f"case_{band}.nii.gz", array)
+    labels = rng.integers(0, 4, (4, 5, 3)).astype(np.uint8)
+    write_volume(tmp_path / "masks" / "case_seg.nii.gz", labels)
     options = {"image_pattern": "{stem}_{band}", "bands": ["0000", "0001"], "mask_pattern": "{stem}_seg"}
-    ds = MaskDataset(tmp_path / "images", tmp_path / "masks", CODEC, **options)
+    codec = open_codec("nifti", FORMAT)
+    ds = MaskDataset(tmp_path / "images", tmp_path / "masks", codec, **options)
     assert ds.stems == ["case@z000", "case@z001", "case@z002"]
     sample = ds.read(2)
     for number, band in enumerate(("0000", "0001")):
         np.testing.assert_array_equal(sample.image[..., number], arrays[band][:, :, 2].T)
+    np.testing.assert_array_equal(sample.planes[..., 0], labels[:, :, 2].T)
     assert sample.spacing_mm == (3, 2)
+    write_volume(tmp_path / "images" / "case_0001.nii.gz", arrays["0001"], corner_mm=7)
+    with pytest.raises(ValueError, match=r"case_0001\.nii\.gz: does not lie on the voxels of .*case_0000\.nii\.gz: "):
+        ds.read(0)
 
 
 def test_a_copy_knows_patterns_and_every_file(city, tmp_path, monkeypatch):
