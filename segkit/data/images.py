@@ -184,12 +184,6 @@ def _read_bands(ref: ImageRef, max_pixels: int | None) -> np.ndarray:
                 f"{one}: is {_kind_text(part)}, but {ref.bands[0].name} is {_kind_text(parts[0])}: the bands of an "
                 "image have one size and one depth. Store them alike, or leave the image out with `quarantine`."
             )
-        found = misplaced(path, ref.path) if ref.axis is not None else None
-        if found is not None:
-            raise ValueError(
-                f"{path}: does not lie on the voxels of {ref.path}: {found}. The bands of an image lie on each other: "
-                "bring one onto the other, or leave the image out with `quarantine`."
-            )
         parts.append(part)
     return np.concatenate(parts, axis=2)
 
