@@ -91,18 +91,18 @@ class CocoJson(Codec):
         if not path.exists():
             raise ValueError(f"{path}, image {check_stem(stem)!r}: no such file.")
         file = load_coco(path)
+        targets = self._targets(file)
         image = file.image(check_stem(stem))
         where = f"{path}, image {image.file_name}"
         size_hw = declared_size(image.height, image.width, where)
         annotations = file.annotations(image)
         if not annotations and not image.annotated:
             return paint_nothing(self.regions, size_hw, self.missing, where)
-        targets = self._targets(file)
         marks = []
         for number, annotation in enumerate(annotations):
             target = targets[annotation["category_id"]]
             if target is not None:
-                certain = target == self.format.ignore_index or self.crowd == "class" or not annotation.get("iscrowd")
+                certain = self.crowd == "class" or not annotation.get("iscrowd")
                 own = f"annotation {annotation.get('id', f'number {number}')}"
                 marks.append(Mark(target, _region_of(annotation, size_hw, f"{where}, {own}"), certain))
         return paint(self.regions, size_hw, marks, where)
