@@ -230,7 +230,11 @@ def resize_planes(planes: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 def _read_slice(ref: ImageRef) -> np.ndarray:
     if ref.axis is None or ref.index is None:
         raise ValueError(f"{ref.path}: a volume, of which one slice is read: take the references of `find_images`.")
-    image = volume_slice(load_volume(ref.path).array, ref.axis, ref.index)
+    volume = load_volume(ref.path)
+    try:
+        image = volume_slice(volume.array, ref.axis, ref.index)
+    except ValueError as error:  # the file was written anew, with fewer slices
+        raise ValueError(f"{ref.path}: {error}") from None
     if image.dtype not in (np.uint8, np.uint16, np.float32):
         image = image.astype(np.float32)
     return image[..., None] if image.ndim == 2 else image

@@ -103,6 +103,8 @@ def _decode_with_opencv(data: bytes, header: Header, gray: bool | None) -> np.nd
         data = bare_png(data, _PNG_CHUNKS)
     elif header.kind == "pnm":
         data = plain_pnm(data)
+    # Damage is raised with the name of the file; OpenCV would print it as well.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     deep = header.depth > 8
     flag = {True: cv2.IMREAD_GRAYSCALE, False: cv2.IMREAD_COLOR, None: cv2.IMREAD_ANYCOLOR}[gray]
     flag = cv2.IMREAD_UNCHANGED if deep else flag

@@ -12,11 +12,9 @@ A volume is an array `(x, y, z)` whose axes grow to the patient's right, front a
 
 from __future__ import annotations
 
-import gzip
 import io
 import math
 import re
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ import numpy as np
 
 from segkit.formats.grids import Grid, checked_affine
 from segkit.formats.limits import max_voxels
+from segkit.formats.nifti_content import check_nifti_start, read_voxels
 
 AXES = ("x", "y", "z")
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -128,6 +127,7 @@ def open_nifti(path: str | Path) -> Any:
 
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file.")
+    check_nifti_start(Path(path))
     try:
         image: Any = nibabel.load(path)
     except Exception as error:  # nibabel has many kinds of its own, down to those of zlib
@@ -136,7 +136,7 @@ def open_nifti(path: str | Path) -> Any:
         raise ValueError(f"{path}: is a {type(image).__name__}, expected a NIfTI volume.")
     voxels = math.prod(int(n) for n in image.shape)
     limit = max_voxels()
-    if not 0 < voxels <= limit:
+    if min(image.shape, default=0) < 1 or voxels > limit:
         raise ValueError(f"{path}: the header says {image.shape} voxels, expected between 1 and {limit} of them.")
     return image
 
@@ -175,12 +175,7 @@ def decode_nifti(path: Path) -> Volume:
     if stored.dtype.kind not in "biuf":
         raise ValueError(f"{path}: voxels are {stored.dtype}, expected numbers (RGB and complex volumes are not read).")
     size = stored.offset + math.prod(stored.shape) * stored.dtype.itemsize
-    try:
-        content = _read_checked(path, size)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: the voxels cannot be decoded ({error}). Restore the file or leave it out.") from None
-    if len(content) < size:
-        raise ValueError(f"{path}: is cut short ({len(content)} of {size} bytes). Restore the file or leave it out.")
+    content = read_voxels(path, size)
     array = np.ndarray(shape, stored.dtype, content, stored.offset, order="F")
     if (stored.slope, stored.inter) != (1.0, 0.0):
         array = array * np.float32(stored.slope) + np.float32(stored.inter)
@@ -223,19 +218,6 @@ def _as_bytes(header: Any) -> bytes:
     buffer = io.BytesIO()
     header.write_to(buffer)
     return buffer.getvalue()
-
-
-def _read_checked(path: Path, size: int) -> bytes:
-    """The first `size` bytes; a compressed file is read to its end, where its checksum stands."""
-    if not path.name.lower().endswith(".gz"):
-        with path.open("rb") as plain:
-            return plain.read(size)
-    # Not through nibabel: it stops before the checksum, and a damaged file becomes other labels.
-    with gzip.open(path) as stream:
-        content = stream.read(size)
-        while stream.read(2**20):
-            pass
-    return content
 
 
 def _squeezed(shape: tuple[int, ...], path: str | Path) -> tuple[int, ...]:
