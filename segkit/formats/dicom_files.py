@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from segkit.formats.files import file_stamp, is_shown
 
 # Names end in these, in numbers (1.2.840.113), or in nothing at all: the content decides.
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -26,6 +30,8 @@ _NEVER_DICOM = {
     ".txt",
     ".csv",
 }
+# How long the list of the files in a folder is believed.
+_LOOK_AGAIN_S = 0.25
 _SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 _HEADER_TAGS = [
     *("SOPClassUID", "SeriesInstanceUID", "SeriesDescription"),
@@ -76,6 +82,11 @@ class Header:
     count: int
     placed: tuple[Frame, ...]
 
+    @property
+    def is_slice(self) -> bool:
+        """Whether this is one slice that says how it lies in the patient, and so may belong to a volume."""
+        return self.count == 1 and bool(self.placed)
+
 
 def is_dicom(path: Path) -> bool:
     """Whether a file is DICOM by its content: the letters DICM after 128 bytes."""
@@ -111,34 +122,55 @@ def series_of(headers: dict[Path, Header]) -> dict[str, list[Path]]:
     """SeriesInstanceUID -> the files of single slices that belong to it."""
     found: dict[str, list[Path]] = {}
     for header in headers.values():
-        if header.count == 1 and header.placed:
+        if header.is_slice:
             found.setdefault(header.series, []).append(header.path)
     return found
 
 
-def folder_stamp(folder: Path) -> tuple:
-    """Differs once a file in `folder` has been added, removed or written anew."""
+def folder_stamp(folder: Path) -> tuple[str, str]:
+    """Differs once a file in `folder` has been added, removed, or written anew a moment ago."""
     try:
-        with os.scandir(folder) as entries:
-            facts = [(e.name, e.stat()) for e in entries if not e.name.startswith(".") and e.is_file()]
+        facts = os.stat(folder)
     except OSError:
         raise ValueError(f"{folder}: no such folder.") from None
-    return str(folder), *sorted((name, fact.st_mtime_ns, fact.st_size) for name, fact in facts)
+    # A folder has no time that tells of its files, and to ask each of a thousand for every slice would take longer
+    # than reading it.
+    return str(folder), _listing(str(folder), facts.st_mtime_ns, int(time.monotonic() / _LOOK_AGAIN_S))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
+def _listing(folder: str, changed: int, moment: int) -> str:
+    with os.scandir(folder) as entries:
+        facts = sorted((e.name, e.stat().st_mtime_ns, e.stat().st_size) for e in entries if e.is_file())
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+@lru_cache(maxsize=64)
 def folder_headers(folder: Path, stamp: tuple) -> tuple[dict[Path, Header], dict[Path, str]]:
     """Headers of the DICOM files in a folder by path, and what is wrong with those that cannot be read."""
     headers, damaged = {}, {}
-    for name, *_ in stamp[1:]:
-        path = folder / name
-        if is_dicom(path):
+    for path in sorted(folder.iterdir()):
+        if is_shown(path.name) and is_dicom(path):
             import_pydicom(path)
             try:
                 headers[path] = read_header(path)
             except ValueError as error:
                 damaged[path] = str(error)
     return headers, damaged
+
+
+def header_of(path: Path) -> Header | None:
+    """Header of one file, kept for a while; None where it cannot be read, which reading it will say."""
+    import_pydicom(path)
+    try:
+        return _header_of(path, file_stamp(path))
+    except ValueError:
+        return None
+
+
+@lru_cache(maxsize=1024)
+def _header_of(path: Path, stamp: tuple) -> Header:
+    return read_header(path)
 
 
 def read_header(path: Path) -> Header:
@@ -160,15 +192,6 @@ def read_header(path: Path) -> Header:
         return Header(path, series, about, count, tuple(_placed(ds, path, count)))
     except Exception as error:  # pydicom raises many kinds, down to struct.error
         raise ValueError(f"{path}: no readable DICOM file ({error or type(error).__name__}).") from None
-
-
-def is_multi_frame(path: Path) -> bool:
-    """Whether a DICOM file holds several pictures. False for one that cannot be read, which reading it will say."""
-    import_pydicom(path)
-    try:
-        return read_header(path).count > 1
-    except ValueError:
-        return False
 
 
 def _placed(ds: Any, path: Path, count: int) -> tuple[Frame, ...]:

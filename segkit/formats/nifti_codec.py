@@ -197,8 +197,10 @@ class NiftiSlices(Codec):
 
 def _volume_path(root: str | Path, case: str) -> Path:
     path = path_of(root, case, ".nii.gz")
+    if path.exists():
+        return path
     plain = path_of(root, case, ".nii")
-    return plain if plain.exists() and not path.exists() else path
+    return plain if plain.exists() else path
 
 
 def _label_shape(path: Path) -> tuple[int, ...]:

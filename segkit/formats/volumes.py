@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -9,9 +11,8 @@ from concurrent.futures import Future
 from functools import lru_cache
 from pathlib import Path
 
-from segkit.formats.dicom_files import folder_sources, folder_stamp, is_dicom, is_multi_frame, without_dicom_suffix
+from segkit.formats.dicom_files import folder_sources, folder_stamp, header_of, is_dicom, without_dicom_suffix
 from segkit.formats.dicom_series import decode_series, open_series
-from segkit.formats.files import file_stamp
 from segkit.formats.grids import Grid, difference
 from segkit.formats.nifti_slices import (
     Volume,
@@ -44,7 +45,8 @@ def volume_name(path: str | Path) -> str | None:
         return name
     if path.is_dir():
         return path.resolve().name
-    return without_dicom_suffix(path.name) if is_dicom(path) and is_multi_frame(path) else None
+    header = header_of(path) if is_dicom(path) else None
+    return without_dicom_suffix(path.name) if header is not None and header.count > 1 else None
 
 
 def join_series(paths: Iterable[Path]) -> Iterator[Path]:
@@ -59,6 +61,12 @@ def join_series(paths: Iterable[Path]) -> Iterator[Path]:
             yield path
             continue
         if path.parent not in sources:
+            header = header_of(path)
+            if header is not None and not header.is_slice:
+                # Not through the folder, which may hold a hundred thousand radiographs.
+                if header.count:
+                    yield path
+                continue
             sources[path.parent] = folder_sources(path.parent)
         source = sources[path.parent].get(path)
         if source is not None and source not in seen:
@@ -124,7 +132,14 @@ def labels_header(path: str | Path) -> bytes:
 
 def volume_stamp(path: Path) -> Stamp:
     """Differs once the file, or a file of the series, has been written anew."""
-    return folder_stamp(path) if path.is_dir() else file_stamp(path)
+    try:
+        facts = os.stat(path)
+    except OSError:
+        raise ValueError(f"{path}: no such file.") from None
+    if stat.S_ISDIR(facts.st_mode):
+        return folder_stamp(path)
+    # Asked several times for each slice, so nothing that takes longer, such as resolving links.
+    return facts.st_dev, facts.st_ino, facts.st_mtime_ns, facts.st_size
 
 
 def _decode(path: Path) -> Volume:

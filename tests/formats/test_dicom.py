@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segkit.data.images import find_images, image_spacing_mm, read_image
-from segkit.formats import volumes
+from segkit.formats import dicom_files, volumes
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from segkit.formats.volumes import (
@@ -196,7 +196,8 @@ def test_a_slice_that_is_damaged_makes_no_volume_without_it(length, tmp_path):
         find_images(tmp_path)
 
 
-def test_a_slice_written_anew_is_seen(tmp_path):
+def test_a_slice_written_anew_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(dicom_files, "_LOOK_AGAIN_S", 1e-6)
     write_series(tmp_path / "s", stored(), LPS)
     load_volume(tmp_path / "s")
     write_series(tmp_path / "s", stored() + 1, LPS, RescaleIntercept=0)
