@@ -213,7 +213,11 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     for override in overrides:
         key = _override(values, override)
         places[key] = f"{override!r}"
-    _take_masks_from_layout(values)
+    try:
+        _take_masks_from_layout(values)
+    except ValueError as error:
+        where = _nearest_place(("data", "layout"), places, str(path))
+        raise ValueError(f"{where}: {error}") from None
     try:
         return Experiment.model_validate(values)
     except ValidationError as error:

@@ -16,7 +16,7 @@ import numpy as np
 from segkit.config import Experiment, MasksConfig, read_config
 from segkit.data.cache import PLACES
 from segkit.data.datasets import MaskDataset, check_training_sizes
-from segkit.data.layouts import PART_KEYS, open_layout
+from segkit.data.layouts import PART_KEYS, find_layout, open_layout
 from segkit.data.reading import ImageReading
 from segkit.data.splits import read_stem_list, split_stems
 from segkit.formats.codec import Codec
@@ -307,7 +307,9 @@ def _source_of(config: Experiment, name: str) -> str:
     """The part whose folders hold the part called `name`."""
     part = getattr(config.data, name)
     if part is None:
-        raise ValueError(f"the config has no `data.{name}`. Add it, such as `{name}: {{images: DIR, masks: DIR}}`.")
+        there = list(find_layout(config.data.layout).parts(Path(config.data.root)))
+        folders = "{}" if name in there else "{images: DIR, masks: DIR}"
+        raise ValueError(f"the config has no `data.{name}`. Add it, such as `{name}: {folders}`.")
     return part.from_ or name
 
 

@@ -114,3 +114,42 @@ def test_compile_is_a_switch_or_a_mode(tmp_path):
     for text, value in (("true", True), ("off", False), ("reduce-overhead", "reduce-overhead"), ("default", "default")):
         assert read(tmp_path, SMALLEST, f"train.compile={text}").train.compile == value
     assert read(tmp_path, SMALLEST).train.compile is False
+
+
+def test_masks_are_those_of_the_layout_unless_the_file_names_classes(tmp_path):
+    data = f"data: {{root: {tmp_path}, layout: cityscapes, train: {{}}, val: {{}}}}\n"
+    config = read(tmp_path, data)
+    assert (config.masks.format, len(config.masks.classes)) == ("multiclass", 19)
+    assert config.masks.codec["values"][7] == "road"
+    assert config.data.val.images is None
+    resolved = tmp_path / "resolved.yaml"
+    resolved.write_text(config.to_yaml())
+    assert read_config(resolved) == config
+    one_vs_rest = read(tmp_path, data + "masks: {activation: sigmoid}\n")
+    assert (one_vs_rest.masks.activation, one_vs_rest.masks.classes) == ("sigmoid", config.masks.classes)
+    own = read(tmp_path, data + "masks: {format: binary, classes: [road]}\n")
+    assert (own.masks.codec, own.masks.ignored_values) == ("index_png", [])
+    with pytest.raises(ValueError, match=r"c\.yaml: the key `masks` is missing"):
+        read(tmp_path, "data: {layout: folders, train: {}}\n")
+
+
+def test_a_layout_that_is_not_known_or_lacks_its_files_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"line 3: data\.layout is 'cityscape', .*Did you mean `cityscapes`"):
+        read(tmp_path, "data:\n  train: {}\n  layout: cityscape\n")
+    with pytest.raises(ValueError, match=r"line 1: .*no_such: is not described by a file dataset\.json"):
+        read(tmp_path, f"data: {{layout: msd, root: {tmp_path / 'no_such'}, train: {{}}}}\n")
+
+
+def test_patterns_and_bands_of_a_part(tmp_path):
+    masks = "masks: {format: binary, classes: [road]}\n"
+    part = "images: i, masks: m, image_pattern: '{stem}_{band}', bands: ['0000', red]"
+    config = read(tmp_path, f"{masks}data: {{train: {{{part}}}}}\n")
+    assert (config.data.train.image_pattern, list(config.data.train.bands)) == ("{stem}_{band}", ["0000", "red"])
+    again = tmp_path / "again.yaml"
+    again.write_text(config.to_yaml())
+    assert read_config(again).data.train == config.data.train
+    for wrong in ("[0000, red]", "red", "[]"):
+        with pytest.raises(ValueError, match=r"line 2: `data\.train\.bands"):
+            read(tmp_path, f"{masks}data: {{train: {{images: i, masks: m, bands: {wrong}}}}}\n")
+    with pytest.raises(ValueError, match="either `from: train` or folders, not both"):
+        read(tmp_path, f"{masks}data: {{train: {{}}, val: {{from: train, mask_pattern: '{{stem}}_m'}}}}\n")

@@ -11,6 +11,7 @@ import numpy as np
 
 from segkit.config import Experiment, read_config
 from segkit.data.datasets import MaskDataset
+from segkit.data.sets.layout import PART_NAMES
 from segkit.experiment import Parts, open_masks, open_parts
 
 SIZE_HW = (4, 6)
@@ -37,11 +38,11 @@ def write_volume(path: Path, array: np.ndarray) -> None:
 
 def read_layout(root: Path, layout: str, masks: dict[str, Any] | None = None, **parts: Any) -> Experiment:
     """The config that a user writes: `data: {root: ..., layout: ..., train: {}}`, with parts as given."""
-    return _read(Path(f"{root}.yaml"), root, layout, masks, parts)
+    return _read(Path(f"{root}.yaml"), root, layout, masks, parts or {"train": {}})
 
 
 def _read(path: Path, root: Path, layout: str, masks: dict[str, Any] | None, parts: dict[str, Any]) -> Experiment:
-    data = {"root": str(root), "layout": layout, **(parts or {"train": {}})}
+    data = {"root": str(root), "layout": layout, **parts}
     config = {"data": data} if masks is None else {"masks": masks, "data": data}
     path.write_text(json.dumps(config))  # JSON is YAML
     return read_config(path)
@@ -52,16 +53,23 @@ def open_set(root: Path, layout: str, masks: dict[str, Any] | None = None, **par
     return _open(read_layout(root, layout, masks, **parts))
 
 
-def open_shared(folder: Path, root: Path, layout: str, masks: dict[str, Any] | None = None, **parts: Any) -> Parts:
+def open_shared(
+    folder: Path,
+    root: Path,
+    layout: str,
+    masks: dict[str, Any] | None = None,
+    verify: tuple[str, ...] = PART_NAMES,
+    **parts: Any,
+) -> Parts:
     """`open_set` for a root that nothing may be written beside; the config is written into `folder`."""
-    return _open(_read(folder / "config.yaml", root, layout, masks, parts))
+    return _open(_read(folder / "config.yaml", root, layout, masks, parts or {"train": {}}), verify)
 
 
-def _open(config: Experiment) -> Parts:
+def _open(config: Experiment, verify: tuple[str, ...] = PART_NAMES) -> Parts:
     opened = open_parts(config, open_masks(config.masks, config.data.axis))
-    for part in (opened.train, opened.val, opened.test):
-        if part is not None:
-            part.verify(workers=1)
+    for name in verify:
+        if getattr(opened, name) is not None:
+            getattr(opened, name).verify(workers=1)
     return opened
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from segkit.data.layouts import find_layout, recognise
+from segkit.data.layouts import recognise
 from tests.data.sets.small import open_set, planes_of, stems_and_values, write_image, write_values
 
 MASKS = {"format": "binary", "classes": ["nucleus"], "codec": {"name": "index_png", "values": {"255": "nucleus"}}}
@@ -88,13 +88,3 @@ def test_a_set_that_is_written_says_what_its_masks_mean(tmp_path):
     parts = open_set(tmp_path / "scene", "scene", train={}, val={})
     assert parts.train.format.names == ("sky", "ground", "building", "ball")
     assert (len(parts.train), len(parts.val)) == (24, 8)  # as its README says
-
-
-def test_real_folders(shared_data, tmp_path):
-    assert recognise(shared_data / "brats2d_nested") == "class_folders"
-    masks = find_layout("class_folders").masks(shared_data / "brats2d_nested")
-    assert (masks["format"], masks["classes"]) == ("multilabel", ["ET", "TC", "WT"])
-    for name, counts in {"dsb2018": (120, 30, 48), "chase_db1": (20, 8), "hippocampus": (40, 10, 10)}.items():
-        parts = find_layout("folders").parts(shared_data / name)
-        assert tuple(len(list(part.images.iterdir())) for part in parts.values()) == counts
-        assert recognise(shared_data / name) is None

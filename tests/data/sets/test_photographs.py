@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from segkit.data.layouts import find_layout, recognise
+from segkit.data.layouts import recognise
 from segkit.data.sets.photographs import COCO_STUFF, COCO_THINGS, VOC, voc_color
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from tests.data.sets.small import (
     open_set,
-    open_shared,
     planes_of,
     read_layout,
     stems_and_values,
@@ -162,13 +161,6 @@ def test_coco(tmp_path, images, files, parts):
     assert recognise(tmp_path) == "coco"
 
 
-def test_the_real_coco(shared_data, tmp_path):
-    parts = open_shared(tmp_path, shared_data / "coco_subset", "coco", train={}, val={})
-    assert (len(parts.train), len(parts.val)) == (33, 14)
-    assert list(parts.train.format.names) == list(COCO_THINGS.values())
-    assert recognise(shared_data / "coco_subset") == "coco"
-
-
 def write_oxford_pet(root):
     for name, value in (("Abyssinian_1", 1), ("beagle_2", 2), ("Birman_3", 3)):
         write_image(root / "images" / f"{name}.jpg", value)
@@ -188,19 +180,3 @@ def test_oxford_pet(tmp_path):
     assert planes_of(parts.test) == [[0, 0, IGNORED, 1, IGNORED, 0]] * 4
     assert parts.test.format.names == ("pet",)
     assert recognise(tmp_path) == "oxford_pet"
-
-
-def test_the_real_voc(shared_data, tmp_path):
-    parts = open_shared(tmp_path, shared_data / "voc_sample", "voc", train={}, val={})
-    assert (parts.train.stems, parts.val.stems) == (
-        (shared_data / "voc_sample/ImageSets/Segmentation/train.txt").read_text().split(),
-        (shared_data / "voc_sample/ImageSets/Segmentation/val.txt").read_text().split(),
-    )
-    seen = {
-        int(v) for data in (parts.train, parts.val) for i in range(len(data)) for v in np.unique(data.read(i).planes)
-    }
-    assert seen == {0, 5, 6, 7, 9, 15, 18, 255}  # what its README counts
-    words = (shared_data / "voc_sample/class_names.txt").read_text().split("\n")
-    assert [n for n, v in zip(words, VOC, strict=False) if n.replace(" ", "") != v] == ["_background_", "tv/monitor"]
-    assert recognise(shared_data / "voc_sample") == "voc"
-    assert find_layout("voc").parts(shared_data) == {}

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from segkit.data.layouts import find_layout, recognise
+from segkit.data.layouts import recognise
 from segkit.data.sets.streets import CAMVID_COLORS, CITYSCAPES
 from tests.data.sets.small import open_set, planes_of, read_layout, stems_and_values, write_image, write_values
 
@@ -108,14 +108,3 @@ def test_the_colours_of_camvid_are_read_where_they_are_given(tmp_path):
 def test_official_colours_differ():
     assert len(CAMVID_COLORS) == len(set(CAMVID_COLORS.values())) == 32
     assert len(CITYSCAPES) == len({color for _, color in CITYSCAPES.values()}) == 19
-
-
-def test_the_real_camvid(shared_data):
-    root = shared_data / "camvid"
-    assert recognise(root) == "camvid"
-    layout = find_layout("camvid")
-    assert {name: len(list(part.images.iterdir())) for name, part in layout.parts(root).items()} == {
-        "train": 367,
-        "val": 101,
-        "test": 233,
-    }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segkit.data.layouts import find_layout, recognise
-from tests.data.sets.small import open_set, open_shared, planes_of, read_layout, write_values, write_volume
+from tests.data.sets.small import open_set, planes_of, read_layout, write_values, write_volume
 
 IGNORED = 255
 SHAPE = (3, 2, 2)  # x, y, z: slices of 2 rows and 3 columns
@@ -192,19 +192,3 @@ def test_nnunet_in_pictures(tmp_path):
     describe(tmp_path, channel_names=names, labels={"background": 0, "road": 1}, file_ending=".mha")
     with pytest.raises(ValueError, match=r"`file_ending` is '\.mha', expected one of \['\.nii\.gz'"):
         read_layout(tmp_path, "nnunet")
-
-
-def test_patterns_open_volumes_that_have_no_layout(shared_data, tmp_path):
-    classes = {"0": "other", "1": "necrosis", "2": "oedema", "3": "non-enhancing", "4": "enhancing"}
-    masks = {"format": "multiclass", "classes": list(classes.values()), "codec": {"name": "nifti", "values": classes}}
-    train = {"images": ".", "masks": ".", "image_pattern": "{stem}_{band}", "bands": ["flair", "t1c"]}
-    train["mask_pattern"] = "{stem}_seg"
-    (tmp_path / "list.txt").write_text("brats_2013_pat0005_1/brats_2013_pat0005_1@z020\n")
-    train["list"] = str(tmp_path / "list.txt")
-    data = open_shared(tmp_path, shared_data / "brats3d", "folders", masks, train=train).train
-    sample = data.read(0)
-    # its README: 141 x 169 x 56 voxels, of which rows are y and columns x
-    assert (sample.image.shape, sample.planes.shape) == ((169, 141, 2), (169, 141, 1))
-    assert set(np.unique(sample.planes)) <= set(range(5))
-    assert sample.planes.any()
-    assert not np.array_equal(sample.image[..., 0], sample.image[..., 1])
