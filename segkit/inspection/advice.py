@@ -149,9 +149,10 @@ def pick_crop(sizes: Sequence[tuple[int, int]]) -> int | None:
     """
     if not sizes:
         return None
-    side = int(np.quantile([min(size) for size in sizes], _SMALL_IMAGES, method="lower"))
+    small = int(_SMALL_IMAGES * len(sizes))
+    side = sorted(min(size) for size in sizes)[small]
     if side < _SMALLEST_SIDE:
-        longest = int(np.quantile([max(size) for size in sizes], 1 - _SMALL_IMAGES, method="higher"))
+        longest = sorted(max(size) for size in sizes)[-1 - small]
         return min(_SMALLEST_SIDE, math.ceil(longest / _STRIDE) * _STRIDE)
     return min(_LARGEST_CROP, side // _STRIDE * _STRIDE)
 

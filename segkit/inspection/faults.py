@@ -14,7 +14,7 @@ from segkit.inspection.stored import Key, MaskReader
 from segkit.inspection.survey import Fault, Seen, Survey, mask_file
 
 # Values that share less of all pixels may come from a resized mask; so many of them in one file are looked into.
-_FAINT_SHARE = 5e-4
+_FAINT_SHARE = 0.01
 _FAINT_VALUES = 3
 # Files looked into before all others are.
 _FIRST_LOOKS = 24
@@ -72,7 +72,7 @@ def find_faults(
     faults += _undeclared(survey, reader, naming, blurred)
     faults += _mixed_codings(survey, reader)
     faults += _mixed_bands(survey)
-    faults += _nothing_to_learn(survey, per_class=False)
+    faults += _nothing_to_learn(survey)
     faults += _of_one_class(survey, reader, nothing)
     return faults
 
@@ -160,11 +160,13 @@ def _mixed_bands(survey: Survey) -> list[Fault]:
     ]
 
 
-def _nothing_to_learn(survey: Survey, per_class: bool) -> list[Fault]:
+def _nothing_to_learn(survey: Survey) -> list[Fault]:
     read = [seen for seen in survey.seen if seen.mask_hw is not None]
-    if not read or len(survey.pixels) > (0 if per_class else 1):
+    # A class of its own file may be all there is; one value in every pixel says nothing.
+    one = len(survey.pixels) == 1 and survey.pixels.total() == survey.total
+    if not read or (survey.pixels and not one):
         return []
-    what = "mark no class" if per_class else f"hold nothing but {next(iter(survey.pixels))}"
+    what = f"hold nothing but {next(iter(survey.pixels))}" if one else "mark no class"
     return [Fault(str(read[0].pair.masks), f"all {len(read)} masks {what}: there is nothing to learn.")]
 
 
