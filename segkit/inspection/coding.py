@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from segkit.formats.coco_files import find_coco, load_coco
 from segkit.formats.files import walk
+from segkit.formats.json_files import read_json, records
 from segkit.formats.nifti_slices import nifti_case_name
-from segkit.formats.png_files import Png, read_png
+from segkit.formats.png_files import PNG_SIGNATURE, Png
 
 # Files looked into, spread over the folder.
 _LOOKED_AT = 24
@@ -20,6 +22,8 @@ _LOOKED_AT = 24
 _MOST = 0.5
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 _TIFF = (".tif", ".tiff")
+# An image without a shape: nobody drew one, or there is nothing; read as nothing and said so.
+_UNANNOTATED = {"missing": "empty"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def find_coding(masks: Path, stems: Iterable[str]) -> Coding:
         ValueError: nothing there that is a mask, or files of several kinds without a majority.
     """
     if masks.is_file():
-        return _coco(masks)
+        return _json(masks, masks)
     files = _by_suffix(masks)
     if not files:
         raise ValueError(f"{masks}: no masks here. Expected PNG, TIFF, JPEG or NIfTI files, or JSON annotations.")
@@ -67,7 +71,7 @@ def find_coding(masks: Path, stems: Iterable[str]) -> Coding:
     if kind == "tiff":
         return _tiff(list(paths.values()))
     if kind == "json":
-        return _json(masks, list(paths.values()))
+        return _json(masks, find_coco(masks) if len(paths) == 1 else min(paths.values()))
     return Coding("threshold", "gray pictures in which bright pixels are the class")
 
 
@@ -107,29 +111,28 @@ def _png(paths: Mapping[str, Path], stems: set[str]) -> Coding:
         filed = _per_class(names, stems)
         if filed is not None:
             return filed
-    looks = [png for path in spread([paths[n] for n in names], _LOOKED_AT) if (png := _try_png(path)) is not None]
+    looks = [look for path in spread([paths[n] for n in names], _LOOKED_AT) if (look := _png_header(path)) is not None]
     if not looks:
-        raise ValueError(f"{paths[names[0]]}: neither this nor other masks here can be decoded as PNG.")
-    kind = Counter(map(_png_codec, looks)).most_common(1)[0][0]
+        raise ValueError(
+            f"{paths[names[0]]}: neither this nor other masks here are PNG files, whatever their names say."
+        )
+    kind = Counter(kind for kind, _ in looks).most_common(1)[0][0]
     if kind == "color_png":
         return Coding(kind, "one colour per class in an RGB PNG")
     if kind == "palette_png":
         return Coding(kind, "one number per pixel in a PNG with a colour table")
-    bits = Counter(png.bits for png in looks if png.pixels.ndim == 2).most_common(1)[0][0]
+    bits = Counter(bits for other, bits in looks if other == kind).most_common(1)[0][0]
     return Coding(kind, f"one number per pixel in {'an' if bits == 8 else 'a'} {bits}-bit PNG")
 
 
-def _png_codec(png: Png) -> str:
-    if png.palette is not None:
-        return "palette_png"
-    return "color_png" if png.pixels.ndim == 3 else "index_png"
-
-
-def _try_png(path: Path) -> Png | None:
-    try:
-        return read_png(path)
-    except ValueError:
-        return None  # the survey names it
+def _png_header(path: Path) -> tuple[str, int] | None:
+    """(codec, bits per sample) of a PNG file; None for other files, which the survey names."""
+    with path.open("rb") as file:
+        head = file.read(26)
+    if len(head) < 26 or not head.startswith(PNG_SIGNATURE):
+        return None
+    bits, kind = head[24:26]
+    return {0: "index_png", 3: "palette_png"}.get(kind, "color_png"), bits
 
 
 def _per_class(names: list[str], stems: set[str]) -> Coding | None:
@@ -171,12 +174,34 @@ def _behind(name: str, stems: set[str]) -> tuple[str, str] | None:
 _PATTERNS = {"{class}/{stem}.png": _folder_first, "{stem}/{class}.png": _folder_last, "{stem}_{class}.png": _behind}
 
 
-def _coco(path: Path) -> Coding:
-    raise ValueError(f"{path}: is a file, expected a folder of masks.")
+def _json(masks: Path, path: Path) -> Coding:
+    """COCO, or a folder of labelme files."""
+    values = read_json(path)
+    if "shapes" in values:
+        labels = Counter(label for file in _json_files(masks) for label in _labels(file))
+        if not labels:
+            raise ValueError(f"{masks}: no labelme file here holds a shape, so there is no class to find.")
+        return Coding("labelme", "one labelme JSON file of shapes per image", _UNANNOTATED, tuple(sorted(labels)))
+    if "annotations" in values and "categories" in values:
+        categories = load_coco(path).categories
+        names = tuple(dict.fromkeys(categories[key] for key in sorted(categories, key=_category_order)))
+        return Coding("coco", "objects in a COCO JSON file (polygons or run lengths)", _UNANNOTATED, names)
+    raise ValueError(f"{path}: neither COCO (`images`, `annotations`, `categories`) nor labelme (`shapes`).")
 
 
-def _json(masks: Path, paths: list[Path]) -> Coding:
-    raise ValueError(f"{masks}: holds JSON files, expected a folder of masks.")
+def _json_files(masks: Path) -> list[Path]:
+    return [path for _, path in walk(masks) if path.suffix.lower() == ".json"]
+
+
+def _labels(path: Path) -> set[str]:
+    try:
+        return {str(shape.get("label")) for shape in records(read_json(path), "shapes", str(path))}
+    except ValueError:
+        return set()  # the survey names it
+
+
+def _category_order(key: Any) -> tuple[bool, Any]:
+    return isinstance(key, str), key
 
 
 def _tiff(paths: list[Path]) -> Coding:

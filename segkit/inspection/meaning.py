@@ -17,6 +17,7 @@ FOREGROUND = "foreground"
 _BLACK = "#000000"
 # What people and tools write for "do not look here".
 _USUAL_IGNORES = (255, 65535)
+_CHAINS_SHOWN = 3
 # An id for the rest of the world is thin but in nearly every image; a background is large.
 _VOID_SHARE, _VOID_IMAGES, _FEWEST_IMAGES = 0.05, 0.9, 8
 
@@ -88,11 +89,13 @@ def read_classes(survey: Survey, overlap: Overlap, coding: Coding, order: Sequen
     """The meaning of masks that hold each class for itself.
 
     Args:
-        order: of the classes, where a person or a layout names them; default by their pixels, so that outer classes
-            come before those inside them.
+        order: of the classes, where a person or a layout names them; default that of the file that lists them, or by
+            their pixels, so that outer classes come before those inside them.
     """
     assert coding.classes is not None
-    ordered = list(order or sorted(coding.classes, key=lambda name: (-survey.pixels[name], name)))
+    ordered = list(order or coding.classes)
+    if order is None and coding.codec == "file_per_class":  # folders have no order of their own
+        ordered.sort(key=lambda name: -survey.pixels[name])
     names: dict[Key, str] = {name: name for name in ordered}
     shares = overlap.shares
     if len(ordered) == 1:
@@ -196,7 +199,8 @@ def _overlap_reasons(shares: tuple[float, float, float], overlap: Overlap) -> tu
     )
     if overlap.containment:
         share = min(share for _, _, share in overlap.containment)
-        nested = ", ".join(" ⊃ ".join(map(str, chain)) for chain in overlap.chains)
+        chains = [" ⊃ ".join(map(str, chain)) for chain in sorted(overlap.chains, key=len, reverse=True)]
+        nested = ", ".join(chains[:_CHAINS_SHOWN]) + (", ..." if len(chains) > _CHAINS_SHOWN else "")
         every = "every pixel of the inner one" if share == 1 else f"at least {percent(share)} of the inner one"
         first += f"; classes lie inside each other: {nested} ({every})"
     else:

@@ -99,7 +99,10 @@ def _class_table(report: Report) -> RenderableType:
     if weighted:
         table.add_column("weight", justify="right")
     largest = max((entry["pixel_share"] or 0 for entry in values.values()), default=0) or 1
-    for value, entry in list(values.items())[:_CLASSES_SHOWN]:
+    listed = list(values.items())
+    if len(listed) > _CLASSES_SHOWN:
+        listed.sort(key=lambda item: -(item[1]["pixel_share"] or 0))
+    for value, entry in listed[:_CLASSES_SHOWN]:
         share, name = entry["pixel_share"] or 0, entry["name"]
         row = [
             Text(value),

@@ -73,7 +73,7 @@ def test_no_masks_is_said(tmp_path):
     with pytest.raises(ValueError, match="no masks here"):
         find_coding(tmp_path, ["a"])
     (tmp_path / "a.png").touch()
-    with pytest.raises(ValueError, match="can be decoded as PNG"):
+    with pytest.raises(ValueError, match="are PNG files"):
         find_coding(tmp_path, ["a"])
 
 

@@ -22,7 +22,7 @@ def test_values_are_counted_as_numpy_counts_them(dtype):
 
 
 def test_more_pixels_than_float32_counts_exactly():
-    # 2^24 + 1 is the first whole number that float32 does not hold.
+    # 2^24 + 1 is the first whole number that float32, in which OpenCV counts, does not hold.
     array = np.zeros((1, 2**24 + 3), np.uint8)
     array[0, -2:] = 9
     assert count_values(array) == {0: 2**24 + 1, 9: 2}
