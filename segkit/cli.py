@@ -31,6 +31,11 @@ _RUN_VARIABLE = "SEGKIT_RUN"
 
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
+# Short here, so that `segkit --help` imports nothing; `segkit.inspection.naming` reads it.
+_CLASSES_HELP = (
+    "Names of the values in the masks: 0=sky,1=road,11=ignore (ignore: not trained on; colours as '#ff0000=road'), "
+    "or names alone, in the order of the values: sky,road,ignore."
+)
 TileOption = Annotated[int | None, typer.Option(help="Side of the windows; by default only above 4 megapixels.")]
 
 
@@ -147,6 +152,46 @@ def predict(
     rate = report.to_dict()["images_per_second"]
     typer.echo(f"{report.done} masks in {out}" + (f" ({rate:.1f} images/s)" if rate else ""))
     if report.failed:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: segkit inspect data/camvid --classes 0=sky,1=road,2=ignore --write camvid.yaml")
+def inspect(
+    root: Annotated[Path | None, typer.Argument(help="Data set with folders that segkit knows.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of images, in place of ROOT.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="Folder of masks, or a COCO file.")] = None,
+    layout: Annotated[str | None, typer.Option(help="How ROOT lies; default: told from its folders.")] = None,
+    classes: Annotated[str | None, typer.Option(metavar="LIST", help=_CLASSES_HELP)] = None,
+    write: Annotated[Path | None, typer.Option(metavar="CONFIG", help="Write a config that trains.")] = None,
+    quarantine: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="List bad samples, for `data.quarantine`.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 if there is any fault.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Look at a data set: what it holds, what is wrong with it, sigmoid or softmax and why."""
+    from rich.console import Console
+
+    from segkit.config import write_config
+    from segkit.experiment import write_json
+    from segkit.inspection.naming import parse_classes
+    from segkit.inspection.parts import find_source
+    from segkit.inspection.run import inspect as look
+    from segkit.inspection.terminal import show_report
+
+    source = find_source(root, images, masks, layout)
+    with _progress("inspecting") as update:
+        found = look(source, None if classes is None else parse_classes(classes), progress=update)
+    show_report(found.report, Console())
+    if json is not None:
+        write_json(json, found.report)
+    if quarantine is not None:
+        found.write_quarantine(quarantine)
+        typer.echo(f"{quarantine}: {len(found.bad)} samples to leave out with data.quarantine")
+    if write is not None:
+        write_config(write, found.config(quarantine))
+        typer.echo(f"{write}: written. Train with: segkit train {write}")
+    if strict and found.report["faults"]:
         raise typer.Exit(1)
 
 

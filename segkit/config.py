@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from segkit.formats.files import write_whole
 from segkit.suggest import closest
 
 Line = dict[tuple[Any, ...], int]
@@ -206,6 +207,17 @@ def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
         raise ValueError(f"{path}: cannot be read as a config ({error.strerror}).") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not UTF-8 text; expected a YAML config.") from None
+    return parse_config(text, path, overrides)
+
+
+def write_config(path: Path, text: str) -> None:
+    """Write a config, whole or not at all, once `read_config` would read it."""
+    parse_config(text, path)
+    write_whole(path, text.encode())
+
+
+def parse_config(text: str, path: Path, overrides: Iterable[str] = ()) -> Experiment:
+    """The experiment of the text of a YAML file; see `read_config`."""
     values, lines = parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected keys such as `masks:` and `data:`.")

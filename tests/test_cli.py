@@ -326,7 +326,7 @@ def test_predict_never_writes_over_its_inputs(trained, tmp_path, capsys):
     assert (tmp_path / "images" / "s0.png").read_bytes() == before
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "init", "demo", "env"])
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict", "inspect", "init", "demo", "env"])
 def test_every_command_has_help_with_an_example(command, capsys):
     assert segkit(command, "--help") == 0
     assert f"Example: segkit {command}" in capsys.readouterr().out.replace("\n", " ").replace("  ", " ")
@@ -337,7 +337,7 @@ def test_the_tools_hand_their_arguments_over(tmp_path):
     import sys
 
     tools = Path(__file__).resolve().parents[1] / "tools"
-    for name in ("train", "evaluate", "predict"):
+    for name in ("train", "evaluate", "predict", "inspect_masks"):
         done = subprocess.run([sys.executable, tools / f"{name}.py", "--nonsense"], capture_output=True, text=True)
         assert done.returncode == 2
         assert "--nonsense" in done.stderr

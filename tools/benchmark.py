@@ -15,6 +15,7 @@ from benchmarks.counts import counts, decode_counts, overlapping_counts
 from benchmarks.data import loader, overlap_geometry
 from benchmarks.gradients import gradients
 from benchmarks.imports import imports
+from benchmarks.inspection import inspection
 from benchmarks.losses import losses, losses_memory, overlapping_loss, upsampled_loss
 from benchmarks.peers import Absent
 from benchmarks.pipeline import pipeline
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Measure] = {
     "step": step,
     "pipeline": pipeline,
     "imports": imports,
+    "inspect": inspection,
 }
 # A gradient is right or wrong; how fast something is depends on the machine.
 _MUST_MEET = {"gradients"}

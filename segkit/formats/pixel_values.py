@@ -168,7 +168,8 @@ class PixelValues(StoredValues):
         known = format.plane_values
         named = _default_values(known) if values is None else _named_values(values, known)
         super().__init__(format, named, ignored_values, max_value)
-        missing = [name for name in known if name not in named.values()]
+        there = set(named.values())
+        missing = [name for name in known if name not in there]
         if missing:
             raise ValueError(f"`values` gives no disk value for {missing}: add one line `VALUE: NAME` for each.")
         self._to_disk: dict[int, int] = {}

@@ -1,0 +1,180 @@
+"""Every fault names its file, says what was found, and spoils no other sample."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from segkit.formats.png_files import write_png
+from tests.inspection.sets import blocks, look, write_class_files, write_image, write_masks
+
+GOOD = {f"s{number}": blocks([0, 1, 2], (40, 60)) for number in range(12)}
+
+
+@pytest.fixture
+def root(tmp_path):
+    return write_masks(tmp_path, GOOD)
+
+
+def faults(root, classes=None, **where) -> list[tuple[str, str]]:
+    return [
+        (entry["file"].rpartition("/")[2], entry["fault"]) for entry in look(root, classes, **where).report["faults"]
+    ]
+
+
+def test_a_good_set_has_none(root):
+    found = look(root)
+    assert found.report["faults"] == []
+    assert found.bad == {}
+    assert found.report["images"] == found.report["masks"] == 12
+
+
+def test_images_without_masks_and_masks_without_images(root):
+    (root / "masks" / "s3.png").unlink()
+    (root / "images" / "s4.jpg").unlink()
+    found = look(root)
+    assert {f["file"].rpartition("/")[2]: f["fault"].split(" in ")[0] for f in found.report["faults"]} == {
+        "s3.jpg": "an image without a mask",
+        "s4.png": "a mask without an image",
+    }
+    assert set(found.bad) == {"s3", "s4"}
+    assert found.report["images"] == 11
+
+
+def test_sizes_that_differ_and_sides_that_are_swapped(root):
+    write_png(root / "masks" / "s1.png", blocks([0, 1, 2], (60, 40)))
+    write_png(root / "masks" / "s2.png", blocks([0, 1, 2], (40, 59)))
+    found = dict(faults(root))
+    assert set(found) == {"s1.png", "s2.png"}
+    assert "60x40" in found["s1.png"]
+    assert "lies on its side" in found["s1.png"]
+    assert "40x59" in found["s2.png"]
+    assert "lies on its side" not in found["s2.png"]
+
+
+def test_files_that_cannot_be_decoded(root):
+    for name in ("images/s5.jpg", "masks/s6.png"):
+        content = (root / name).read_bytes()
+        (root / name).write_bytes(content[: len(content) // 2])
+    found = look(root)
+    assert sorted(name for name, _ in faults(root)) == ["s5.jpg", "s6.png"]
+    assert set(found.bad) == {"s5", "s6"}
+    assert found.report["masks"] == 11
+
+
+def test_values_that_no_class_declares(root):
+    write_png(root / "masks" / "s7.png", blocks([0, 1, 9], (40, 60)))
+    found = faults(root, {0: "sky", 1: "road", 2: "ignore"})
+    assert [name for name, _ in found] == ["s7.png"]
+    assert "declares: 9" in found[0][1]
+    # without names it may be a class like any other
+    assert faults(root) == []
+
+
+def test_resized_labels_look_interpolated(root):
+    # two classes side by side, 0 and 80, enlarged with interpolation: ramps between them
+    for stem in ("s8", "s9"):
+        small = blocks([0, 80, 0, 80], (10, 15))
+        write_png(root / "masks" / f"{stem}.png", cv2.resize(small, (60, 40), interpolation=cv2.INTER_LINEAR))
+    for number in range(8):
+        write_png(root / "masks" / f"s{number}.png", blocks([0, 80], (40, 60)))
+    found = look(root)
+    assert set(found.bad) == {"s8", "s9"}
+    assert all("looks interpolated" in fault for _, fault in faults(root))
+    # what blur made is no class
+    assert found.report["advice"]["classes"] == ["0", "1", "2", "80"]
+
+
+def test_many_rare_classes_are_not_taken_for_blur(tmp_path):
+    masks = {}
+    for number in range(6):
+        mask = blocks([0, 200], (200, 300))
+        for value in range(10, 50):
+            row, column = divmod(value - 10, 10)
+            mask[20 + 40 * row : 22 + 40 * row, 14 + 28 * column : 16 + 28 * column] = value
+        masks[f"s{number}"] = mask
+    found = look(write_masks(tmp_path, masks))
+    assert found.report["faults"] == []
+    assert len(found.report["advice"]["classes"]) == 42
+
+
+def test_two_ways_to_mark_one_class(tmp_path):
+    masks = {f"s{number}": blocks([0, 255]) for number in range(5)} | {"odd": blocks([0, 1])}
+    found = look(write_masks(tmp_path, masks))
+    assert [f["file"].rpartition("/")[2] for f in found.report["faults"]] == ["odd.png"]
+    assert "with 1, most others with 255" in found.report["faults"][0]["fault"]
+    advice = found.report["advice"]
+    assert advice["format"] == "binary"
+    assert advice["masks"]["codec"]["values"] == {0: "background", 255: "foreground", 1: "foreground"}
+
+
+def test_one_and_255_in_one_mask_are_two_values(tmp_path):
+    masks = {f"s{number}": blocks([0, 1, 255]) for number in range(5)}
+    advice = look(write_masks(tmp_path, masks)).report["advice"]
+    assert advice["format"] == "multiclass"
+    assert advice["ignore_candidates"] == [255]
+    assert advice["ignored_values"] == []
+    assert advice["masks"]["classes"] == [0, 1, 255]
+
+
+def test_masks_of_mixed_codings(root):
+    write_png(root / "masks" / "s1.png", np.uint16(blocks([0, 1, 2])))
+    found = faults(root)
+    assert [name for name, _ in found] == ["s1.png"]
+    assert "16 bits" in found[0][1]
+
+
+def test_images_of_other_bands(root):
+    (root / "images" / "s2.jpg").unlink()
+    cv2.imwrite(str(root / "images" / "s2.png"), np.zeros((40, 60), np.uint16))
+    found = faults(root)
+    assert [name for name, _ in found] == ["s2.png"]
+    assert "1 bands, most others 3" in found[0][1]
+
+
+def test_empty_masks_are_a_note_unless_all_are(tmp_path):
+    masks = {f"s{number}": blocks([0, 1]) for number in range(4)} | {"e": blocks([0])}
+    found = look(write_masks(tmp_path / "some", masks))
+    assert found.report["empty_masks"] == ["e"]
+    assert found.report["faults"] == []
+    assert "1 mask marks no class" in " ".join(found.report["notes"])
+    nothing = look(write_masks(tmp_path / "all", {f"s{n}": blocks([0]) for n in range(3)}))
+    assert "nothing to learn" in nothing.report["faults"][0]["fault"]
+    assert nothing.report["advice"]["format"] is None
+    with pytest.raises(ValueError, match="no config to write"):
+        nothing.config()
+
+
+def test_class_files_that_mark_nothing_at_all(tmp_path):
+    nothing = np.zeros((20, 30), bool)
+    report = look(write_class_files(tmp_path, {"a": {"s": nothing}, "b": {"s": nothing}})).report
+    assert "mark no class" in report["faults"][0]["fault"]
+
+
+def test_one_mask_that_is_one_class_all_over(root):
+    write_png(root / "masks" / "s3.png", blocks([2]))
+    found = faults(root)
+    assert [name for name, _ in found] == ["s3.png"]
+    assert "is 2 in every pixel" in found[0][1]
+    for number in range(8):
+        write_png(root / "masks" / f"s{number}.png", blocks([2]))
+    assert faults(root) == []  # a habit of the set
+
+
+def test_an_image_in_two_parts_is_told_and_left_in(tmp_path):
+    for part, number in (("train", 6), ("val", 3)):
+        write_masks(tmp_path, {f"{part}{n}": blocks([0, 1]) for n in range(number)}, part)
+    copy = (tmp_path / "train" / "images" / "train2.jpg").read_bytes()
+    (tmp_path / "val" / "images" / "val1.jpg").write_bytes(copy)
+    found = look(tmp_path)
+    assert found.report["duplicates"] == [{"kind": "exact", "a": "train2", "b": "val1", "parts": ["train", "val"]}]
+    assert [f["file"].rpartition("/")[2] for f in found.report["faults"]] == ["val1.jpg"]
+    assert found.bad == {}
+
+
+def test_a_stray_image_has_the_fault_of_its_kind(tmp_path):
+    write_masks(tmp_path, GOOD)
+    write_image(tmp_path / "images" / "s0.png", (40, 60))
+    with pytest.raises(ValueError, match="two images are named 's0'"):
+        look(tmp_path)
