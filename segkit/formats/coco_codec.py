@@ -20,6 +20,7 @@ from segkit.formats.coco_files import (
     find_coco,
     load_coco,
     write_coco,
+    written_coco,
 )
 from segkit.formats.codec import Codec
 from segkit.formats.files import PARTS, check_stem, existing, remove_empty, write_whole
@@ -116,7 +117,7 @@ class CocoJson(Codec):
         Args:
             like: the image, whose suffix goes into `file_name`.
         """
-        path = find_coco(root)
+        path = written_coco(root)
         where = f"{path}, image {check_stem(stem)!r}"
         height, width = self.check(planes, where).shape[:2]
         marks = list(split_marks(self.regions, self.labels, planes, where, self.crowd == "ignore", _WAY_OUT))
@@ -128,7 +129,7 @@ class CocoJson(Codec):
 
     def finish(self, root: str | Path) -> None:
         """Join the images that were written into the file, in place of what it said of them; one process does this."""
-        path = find_coco(root)
+        path = written_coco(root)
         folder = _parts(path)
         parts = {p.relative_to(folder).as_posix()[: -len(".json")]: p for p in sorted(folder.rglob("*.json"))}
         if parts:

@@ -78,10 +78,7 @@ def find_coco(root: str | Path) -> Path:
     Raises:
         ValueError: no such folder, or several files of which none is named so.
     """
-    root = Path(root)
-    if root.is_file() or (root.suffix.lower() == SUFFIX and not root.is_dir()):
-        return root
-    path = root / DEFAULT_NAME
+    root, path = Path(root), written_coco(root)
     if path.exists() or not root.is_dir():
         return path
     found = _json_files(root, file_stamp(root))
@@ -89,6 +86,13 @@ def find_coco(root: str | Path) -> Path:
         names = ", ".join(file.name for file in found[:_SHOWN])
         raise ValueError(f"{root}: holds {len(found)} JSON files ({names}): name one of them instead of the folder.")
     return found[0] if found else path
+
+
+def written_coco(root: str | Path) -> Path:
+    """The instance file that is written for a root: itself, or `annotations.json` in it, whatever else lies there."""
+    root = Path(root)
+    is_file = root.is_file() or (root.suffix.lower() == SUFFIX and not root.is_dir())
+    return root if is_file else root / DEFAULT_NAME
 
 
 def load_coco(path: str | Path) -> CocoFile:

@@ -269,6 +269,15 @@ def test_a_second_writing_joins_what_is_there(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
+def test_a_folder_is_written_as_annotations_json_whatever_lies_in_it(tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    codec, planes = open_codec("coco", ANIMALS), np.ones((3, 5, 2), np.uint8)
+    codec.write(tmp_path, "a", planes)
+    codec.finish(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["annotations.json", "report.json"]
+    np.testing.assert_array_equal(codec.read(tmp_path, "a"), planes)
+
+
 def test_a_join_that_fails_leaves_the_file_and_what_was_written(tmp_path, monkeypatch):
     codec = open_codec("coco", ANIMALS)
     codec.write(tmp_path, "a", np.ones((3, 5, 2), np.uint8))
