@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import sys
@@ -12,6 +13,9 @@ import numpy as np
 import pytest
 
 from segkit.config import read_config
+from segkit.data.layouts import LAYOUTS
+from segkit.experiment import open_masks
+from segkit.formats.codecs import CODECS
 from tests.scenes import scene
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -54,7 +58,23 @@ def test_python_blocks_run_as_printed(nuclei, code):
 def test_config_blocks_are_read(tmp_path, text):
     whole = text if text.startswith("masks:") else "masks: {format: binary, classes: [x]}\n" + text
     (tmp_path / "block.yaml").write_text(whole, encoding="utf-8")
-    read_config(tmp_path / "block.yaml")
+    open_masks(read_config(tmp_path / "block.yaml").masks)
+
+
+def test_every_codec_and_layout_has_a_row_with_its_test():
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (ROOT / "docs" / "formats.md").read_text(encoding="utf-8").splitlines()
+        if "| tests/" in line
+    ]
+    named = {name for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert named >= CODECS.keys() | LAYOUTS.keys()
+    for names, _, options, test in rows:
+        assert (ROOT / test).is_file(), test
+        codec = CODECS.get(names.strip("`"))
+        if codec is not None and "layout" not in names:
+            known = set(inspect.signature(codec).parameters) - {"format"}
+            assert set(re.findall(r"`(\w+)`", options)) == known, names
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -99,6 +99,8 @@ def _holds_tiff(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return is_tiff(file.read(4))
+    except IsADirectoryError:
+        return False  # a DICOM series
     except OSError as error:
         raise ValueError(f"{path}: the input of a mask cannot be read ({error.strerror or error}).") from None
 

@@ -112,7 +112,8 @@ def test_images_without_a_georeference_have_none(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", np.zeros(SIZE_HW, np.uint8))
     (tmp_path / "b.jpg").write_bytes(cv2.imencode(".jpg", np.zeros(SIZE_HW, np.uint8))[1].tobytes())
     turned = write_geotiff(tmp_path / "c.tif", SCALE, TIEPOINT, (274, "H", 1, 6, True))
-    for like in (None, tmp_path / "a.tif", tmp_path / "b.jpg", turned):
+    a_series = tmp_path
+    for like in (None, tmp_path / "a.tif", tmp_path / "b.jpg", turned, a_series):
         assert read_georeference(like, SIZE_HW) is None
 
 

@@ -7,11 +7,13 @@ import torch
 from segkit.data.augment import build_augment
 from segkit.data.reading import ImageReading
 from segkit.formats.codecs import open_codec
+from segkit.formats.georeference import read_georeference
 from segkit.formats.mask_format import MaskFormat
 from segkit.inference.evaluate import evaluate, evaluate_predictions
 from segkit.inference.predictor import Predictor
 from segkit.models.builder import build_model
 from segkit.models.bundle import save_bundle
+from tests.formats.test_georeference import SCALE, SIZE_HW, TIEPOINT, UTM, keys, write_geotiff
 from tests.scenes import FORMATS, default_codec, write_set
 
 SMALL = {"decoder_channels": [16, 8, 8, 8, 8]}
@@ -200,3 +202,16 @@ def test_evaluate_refuses_tiny_windows_too(tmp_path, tile):
     data = write_set(tmp_path / "data", FORMATS["binary"], 1)
     with pytest.raises(ValueError, match="at least 32"):
         evaluate(model(FORMATS["binary"]), data, tile=tile)
+
+
+@pytest.mark.parametrize("codec", ["index_png", "tiff"])
+def test_masks_of_a_geotiff_lie_where_it_lies(tmp_path, codec):
+    (tmp_path / "images").mkdir()
+    like = write_geotiff(tmp_path / "images" / "town.tif", keys(UTM), SCALE, TIEPOINT)
+    network = model(FORMATS["binary"], in_channels=4)
+    report = Predictor(network, open_codec(codec, network.format), device="cpu").predict_files([like], tmp_path / "out")
+    assert (report.done, report.failed) == (1, [])
+    if codec == "tiff":
+        assert read_georeference(tmp_path / "out" / "town.tif", SIZE_HW) == read_georeference(like, SIZE_HW)
+    else:
+        assert "500000.5, 10.0, 0.0, 4649776.25" in (tmp_path / "out" / "town.png.aux.xml").read_text()
