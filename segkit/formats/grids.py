@@ -99,12 +99,15 @@ def checked_affine(affine: Any, path: Path) -> np.ndarray:
     Raises:
         ValueError: names the file.
     """
+    from nibabel.orientations import io_orientation
+
     matrix = np.asarray(affine, np.float64)
     with np.errstate(all="ignore"):
         sizes = np.linalg.norm(matrix[:3, :3], axis=0)
         # Of the axes at length 1, so that small voxels are no fault.
         volume = abs(np.linalg.det(matrix[:3, :3] / sizes)) if np.isfinite(matrix).all() else np.nan
-    if not volume > 1e-3:
+    # Axes of lengths 1 and 1e-20 are at right angles, and yet one of them is lost.
+    if not volume > 1e-3 or np.isnan(io_orientation(matrix)).any():
         raise ValueError(
             f"{path}: the header places no voxels (its affine is {np.round(matrix[:3], 4).tolist()}). Correct its "
             "sform and qform, or set both of their codes to 0 to read the voxels in the order in which they are stored."
