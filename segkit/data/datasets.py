@@ -219,7 +219,7 @@ class MaskDataset(Dataset):
     ) -> Counter[tuple[int, int]]:
         """Hand every sample to `take`, from several threads; see `verify`."""
         sizes: Counter[tuple[int, int]] = Counter()
-        kinds: dict[int, tuple[str, str]] = {}
+        kinds: dict[int, tuple[Path, str]] = {}
         faults: list[str] = []
 
         def look(index: int) -> tuple[tuple[int, int], int, str] | str:
@@ -240,7 +240,7 @@ class MaskDataset(Dataset):
                     faults.append(found)
                 else:
                     sizes[found[0]] += 1
-                    kinds.setdefault(found[1], (self.stems[index], found[2]))
+                    kinds.setdefault(found[1], (self.image_path(index), found[2]))
                 if progress is not None:
                     progress(index + 1, len(self))
         finally:
@@ -249,7 +249,7 @@ class MaskDataset(Dataset):
         if len(kinds) > 1:
             faults.append(
                 "images differ in bands: "
-                + ", ".join(f"{self.images / stem} has {n} of {dtype}" for n, (stem, dtype) in sorted(kinds.items()))
+                + ", ".join(f"{path} has {n} of {dtype}" for n, (path, dtype) in sorted(kinds.items()))
                 + ". Store all with the same bands and depth; 8-bit gray counts as 3 bands unless read as gray."
             )
         if faults:

@@ -107,4 +107,5 @@ class Pattern:
         # The shortest stem leaves the longest band: `a_left_1` is band `left_1` of `a`, not band `1` of `a_left`.
         return re.compile(
             text.replace(re.escape(STEM), "(?P<stem>.+?)").replace(re.escape(BAND), f"(?P<band>{bands})"),
+            re.DOTALL,
         )

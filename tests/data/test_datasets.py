@@ -195,7 +195,7 @@ def test_verify_wants_the_same_bands_everywhere(folder, codec):
 
     tifffile.imwrite(folder / "images" / "t.tif", np.zeros((20, 28, 5), np.uint8), planarconfig="contig")
     codec.write(folder / "masks", "t", np.zeros((20, 28, 1), np.uint8))
-    with pytest.raises(ValueError, match=r"bands: .*a has 3 of uint8, .*t has 5 of uint8\. Store"):
+    with pytest.raises(ValueError, match=r"bands: .*a\.png has 3 of uint8, .*t\.tif has 5 of uint8\. Store"):
         MaskDataset(folder / "images", folder / "masks", codec).verify()
 
 
@@ -204,7 +204,7 @@ def test_verify_says_how_16_bit_gray_differs_from_8_bit_gray_but_takes_depths_th
 
     cv2.imwrite(str(folder / "images" / "t.png"), np.full((20, 28), 40000, np.uint16))
     codec.write(folder / "masks", "t", np.zeros((20, 28, 1), np.uint8))
-    with pytest.raises(ValueError, match=r"t has 1 of uint16, .*a has 3 of uint8.*unless read as gray"):
+    with pytest.raises(ValueError, match=r"t\.png has 1 of uint16, .*a\.png has 3 of uint8.*unless read as gray"):
         MaskDataset(folder / "images", folder / "masks", codec).verify()
     gray = MaskDataset(folder / "images", folder / "masks", codec, reading=ImageReading(gray=True))
     assert gray.verify() == {(20, 28): 6}

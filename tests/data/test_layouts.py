@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,10 @@ def test_a_description_that_cannot_be_read_is_no_layout(tmp_path):
         (tmp_path / folder).mkdir()
     (tmp_path / "dataset.json").write_text("{")
     assert recognise(tmp_path) is None
+
+
+def test_the_page_on_data_sets_names_every_layout():
+    page = Path(__file__).resolve().parents[2] / "data" / "README.md"
+    rows = [line.split("|")[1] for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    named = {name for cell in rows for name in re.findall(r"`(\w+)`", cell)}
+    assert named >= LAYOUTS.keys()

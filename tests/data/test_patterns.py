@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from segkit.data.patterns import Pattern
 
@@ -36,6 +38,20 @@ def test_bands_are_told_apart():
     assert pattern.match("p_left_1") == ("p", "left_1")
     assert pattern.match("p_t2") is None
     assert pattern.name("p/p@x003", "t1c") == "p/p_t1c@x003"
+
+
+_WORDS = st.text(
+    st.characters(blacklist_characters="{}@*/\\\0\n.", blacklist_categories=("Cs",)), min_size=1, max_size=8
+)
+
+
+@given(_WORDS, _WORDS, st.lists(_WORDS, min_size=1, max_size=3).map("/".join), st.sampled_from(["", "@z017", "@x1234"]))
+def test_a_name_is_matched_by_the_pattern_that_made_it(before, after, stem, place):
+    for text in (f"{before}{{stem}}{after}", f"{before}/{{stem}}", f"{{stem}}/{after}"):
+        pattern = Pattern(text)
+        assert pattern.match(pattern.name(stem + place)) == (stem + place, "")
+    pattern = Pattern(f"{{stem}}{after}{{band}}", ("0000", "0001"))
+    assert pattern.match(pattern.name(stem + place, "0001")) == (stem + place, "0001")
 
 
 def test_names_by_stem():
