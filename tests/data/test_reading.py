@@ -52,6 +52,8 @@ def test_bands_of_one_slice_stay_together(tmp_path):
     image = reading.read(reading.find(tmp_path)["a@z002"])
     expected = [voxels[:, :, z, band].T for z in (1, 2, 3) for band in (0, 1)]
     np.testing.assert_array_equal(image, np.stack(expected, -1))
+    np.testing.assert_array_equal(reading.without_neighbours(image), voxels[:, :, 2].transpose(1, 0, 2))
+    np.testing.assert_array_equal(ImageReading().without_neighbours(image), image)
 
 
 def test_a_picture_has_no_neighbours(tmp_path):
