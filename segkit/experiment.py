@@ -277,11 +277,11 @@ def draw_pictures(model: Segmenter, data: MaskDataset, folder: Path, device: str
     predictor = Predictor(model, data.codec, device=device)
     for index in np.unique(np.linspace(0, len(data) - 1, _PICTURES).astype(int)):
         sample = data.read(int(index))
+        image = data.reading.without_neighbours(sample.image)
         truth, pred = (
-            draw_overlay(sample.image, planes, data.format)
-            for planes in (sample.planes, predictor.predict_sample(sample))
+            draw_overlay(image, planes, data.format) for planes in (sample.planes, predictor.predict_sample(sample))
         )
-        write_picture(folder / f"{sample.stem}.png", side_by_side(to_rgb(sample.image), truth, pred))
+        write_picture(folder / f"{sample.stem}.png", side_by_side(to_rgb(image), truth, pred))
 
 
 def write_json(path: Path, values: Any) -> None:

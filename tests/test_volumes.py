@@ -12,11 +12,12 @@ from segkit.config import read_config
 from segkit.experiment import open_masks, open_parts
 from segkit.models.bundle import load_model
 from tests.dicoms import write_series
-from tests.scenes import scene
+from tests.scenes import FORMATS, scene, write_set
 from tests.test_cli import MODEL, segkit
 
 # Rows to the left, columns to the back: how scanners store axial slices.
 LPS = np.array([[-0.7, 0, 0, 20.0], [0, -0.9, 0, 11.5], [0, 0, 2.5, -7.25], [0, 0, 0, 1]])
+MOVED = np.eye(4) + np.outer([5, 0, 0, 0], [0, 0, 0, 1])
 SLICES = 4
 
 
@@ -56,7 +57,7 @@ def test_series_and_turned_labels_are_one_data_set(study):
     assert sample.image.shape[2] == parts.train.read(0).image.shape[2]
 
 
-def test_train_predict_and_score(study, tmp_path):
+def test_train_predict_and_score(study, tmp_path, capsys):
     run, out = tmp_path / "run", tmp_path / "out"
     assert segkit("train", study, "--out", run) == 0
     model = load_model(run)
@@ -72,6 +73,11 @@ def test_train_predict_and_score(study, tmp_path):
     images = ("--images", tmp_path / "images")
     assert segkit("evaluate", run, *images, *whole, "--device", "cpu", "--json", of_model) == 0
     assert json.loads(of_files.read_text())["pooled"] == json.loads(of_model.read_text())["pooled"]
+    # Predictions that lie elsewhere are no worse ones, but another question.
+    moved = nibabel.Nifti1Image(np.asarray(written.dataobj), MOVED @ LPS)
+    nibabel.save(moved, out / "p1.nii.gz")
+    assert segkit("evaluate", "--predictions", out, *whole, "--config", study) == 2
+    assert "does not lie on the voxels of" in capsys.readouterr().err
     # One series alone.
     assert segkit("predict", run, tmp_path / "images" / "p2", "--out", tmp_path / "one", "--device", "cpu") == 0
     assert (tmp_path / "one" / "p2.nii.gz").read_bytes() == (out / "p2.nii.gz").read_bytes()
@@ -79,8 +85,6 @@ def test_train_predict_and_score(study, tmp_path):
 
 def test_pictures_are_refused_where_the_model_takes_neighbours(study, tmp_path, capsys):
     assert segkit("train", study, "--out", tmp_path / "run") == 0
-    from tests.scenes import FORMATS, write_set
-
     write_set(tmp_path / "pictures", FORMATS["binary"], 1)
     arguments = ("predict", tmp_path / "run", tmp_path / "pictures" / "images", "--out", tmp_path / "out")
     assert segkit(*arguments, "--device", "cpu") == 1

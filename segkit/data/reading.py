@@ -84,6 +84,11 @@ class ImageReading:
         slices = [self._read_one(near) for near in self._around(ref)]
         return slices[0] if len(slices) == 1 else np.concatenate(slices, axis=2)
 
+    def without_neighbours(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, B) of the slice itself, of what `read` gave; what people are shown."""
+        bands = image.shape[2] // (2 * self.neighbours + 1)
+        return image[..., self.neighbours * bands : (self.neighbours + 1) * bands]
+
     def spacing_mm(self, ref: ImageRef) -> tuple[float, float] | None:
         """(row, column) distances; see `image_spacing_mm`."""
         return image_spacing_mm(ref)

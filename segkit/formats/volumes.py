@@ -168,6 +168,18 @@ def _misplaced(path: Path, stamp: Stamp, like: Path, like_stamp: Stamp) -> str |
     return difference(_geometry(path, stamp)[0], _geometry(like, like_stamp)[0])
 
 
+def _forget_unfinished() -> None:
+    """In a process that was forked: the threads that decode volumes, or hold the lock, stayed behind."""
+    global _lock
+    _lock = threading.Lock()
+    for key in [key for key, future in _volumes.items() if not future.done()]:
+        del _volumes[key]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_unfinished)
+
+
 def _let_go() -> None:
     """Forget the volumes that were asked for longest ago; those that are being decoded stay."""
     with _lock:

@@ -138,6 +138,8 @@ def _score_files(
     """Scores of predictions; `names` maps the name of each to that of its mask."""
     counts = PixelCounts(codec.format)
     for number, (stem, mask) in enumerate(names.items(), start=1):
+        for path in codec.files(predictions, stem):
+            codec.check_like(masks, mask, path)
         pred, target = codec.read(predictions, stem), codec.read(masks, mask)
         if pred.shape != target.shape:
             raise ValueError(

@@ -169,7 +169,8 @@ class Predictor:
         planes = self._planes(logits)
         codec.write(out, job.stem, planes, like=job.image.path)
         if overlay:
-            write_picture(out / "_overlay" / f"{job.stem}.png", draw_overlay(image, planes, self.model.format))
+            seen = reading.without_neighbours(image)
+            write_picture(out / "_overlay" / f"{job.stem}.png", draw_overlay(seen, planes, self.model.format))
         if not probabilities and objects is None:
             return
         values = self._probabilities(logits).cpu().numpy()

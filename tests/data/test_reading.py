@@ -9,6 +9,7 @@ from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, 
 from segkit.data.datasets import MaskDataset
 from segkit.data.images import ImageRef
 from segkit.data.reading import ImageReading
+from segkit.formats import dicom_files
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from segkit.models.builder import build_model
@@ -51,6 +52,8 @@ def test_bands_of_one_slice_stay_together(tmp_path):
     image = reading.read(reading.find(tmp_path)["a@z002"])
     expected = [voxels[:, :, z, band].T for z in (1, 2, 3) for band in (0, 1)]
     np.testing.assert_array_equal(image, np.stack(expected, -1))
+    np.testing.assert_array_equal(reading.without_neighbours(image), voxels[:, :, 2].transpose(1, 0, 2))
+    np.testing.assert_array_equal(ImageReading().without_neighbours(image), image)
 
 
 def test_a_picture_has_no_neighbours(tmp_path):
@@ -132,6 +135,7 @@ def test_crops_come_after_the_mean_of_the_image(tmp_path):
 
 def test_a_cache_holds_what_was_read_and_each_way_of_reading_has_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("SEGKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(dicom_files, "_LOOK_AGAIN_S", 1e-6)
     codec = open_codec("nifti", MaskFormat.multiclass(["sky", "ground", "disc"]))
     plain = write_set(tmp_path / "data", codec.format, 3, codec=codec)
     for word in ("dataset", "image", "volume"):
@@ -196,6 +200,7 @@ def test_bands_and_labels_that_lie_elsewhere_are_named(tmp_path):
 
 def test_a_decoded_copy_is_made_anew_when_one_slice_of_a_series_changes(tmp_path, monkeypatch):
     monkeypatch.setenv("SEGKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(dicom_files, "_LOOK_AGAIN_S", 1e-6)
     affine = np.diag([-0.7, -0.9, 2.5, 1])
     write_series(tmp_path / "images" / "p", VOXELS, affine)
     codec = open_codec("nifti", MaskFormat.multiclass(range(256)))

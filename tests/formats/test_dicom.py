@@ -229,6 +229,10 @@ def compressed_by_imagecodecs(ds, syntax, encode):
     ds["PixelData"].VR = "OB"
 
 
+def jpeg_2000(pixels):
+    return imagecodecs.jpeg2k_encode(pixels, codecformat="j2k", reversible=True, level=0)
+
+
 # imagecodecs writes JPEG-LS of 8 or 16 bits only.
 @pytest.mark.parametrize(
     ("compress", "bits"),
@@ -239,9 +243,19 @@ def compressed_by_imagecodecs(ds, syntax, encode):
         (lambda ds: compressed_by_imagecodecs(ds, pydicom.uid.JPEGLosslessSV1, imagecodecs.ljpeg_encode), 16),
         (lambda ds: compressed_by_imagecodecs(ds, pydicom.uid.JPEGLossless, imagecodecs.ljpeg_encode), 12),
         (lambda ds: compressed_by_imagecodecs(ds, pydicom.uid.JPEGLSLossless, imagecodecs.jpegls_encode), 16),
+        (lambda ds: compressed_by_imagecodecs(ds, pydicom.uid.JPEG2000Lossless, jpeg_2000), 16),
         (lambda ds: setattr(ds.file_meta, "TransferSyntaxUID", pydicom.uid.DeflatedExplicitVRLittleEndian), 12),
     ],
-    ids=["rle-12", "rle-16", "first-order-12", "first-order-16", "lossless-12", "jpeg-ls-16", "deflated"],
+    ids=[
+        "rle-12",
+        "rle-16",
+        "first-order-12",
+        "first-order-16",
+        "lossless-12",
+        "jpeg-ls-16",
+        "jpeg-2000-16",
+        "deflated",
+    ],
 )
 @pytest.mark.parametrize(("dtype", "low"), [(np.int16, -900), (np.uint16, 0)])
 def test_compressed_slices(compress, bits, dtype, low, tmp_path):

@@ -1,3 +1,5 @@
+import multiprocessing
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -70,6 +72,32 @@ def test_a_slow_volume_does_not_hold_up_another(tmp_path, monkeypatch):
         assert not asked.done()
         go_on.set()
         asked.result()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_does_not_wait_for_a_thread_that_stayed_behind(tmp_path, monkeypatch):
+    """As workers of a loader may be, while a thread reads."""
+    path, decode = save(tmp_path / "a.nii"), volumes._decode
+    started, go_on = threading.Event(), threading.Event()
+
+    def slow(asked):
+        started.set()
+        go_on.wait(10)
+        return decode(asked)
+
+    monkeypatch.setattr(volumes, "_decode", slow)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(load_volume, path)
+        assert started.wait(10)
+        monkeypatch.setattr(volumes, "_decode", decode)
+        worker = multiprocessing.get_context("fork").Process(target=load_volume, args=(path,))
+        worker.start()
+        worker.join(10)
+        found, hangs = worker.exitcode, worker.is_alive()
+        worker.kill()
+        go_on.set()
+        asked.result()
+    assert (found, hangs) == (0, False)
 
 
 def test_an_error_is_told_to_all_and_a_mended_file_is_read(tmp_path):
