@@ -1,7 +1,7 @@
 """Values of one image, or of one volume, brought to mean 0 and deviation 1.
 
-For scanners without a unit, such as MRI: one volume lies between 0 and 140, the next between 0 and 2800, and both show
-the same. Everything here looks at whole images, before crops and tiles are cut from them.
+For scanners without a unit, such as MRI: one volume ends at 113, the next at a million, and both show the same.
+Everything here looks at whole images, before crops and tiles are cut from them.
 """
 
 from __future__ import annotations
@@ -34,8 +34,14 @@ class Scale:
     std: tuple[float, ...]
 
     def apply(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, B) stored values as float32 with mean 0 and deviation 1 over what the scale is of."""
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        """(H, W, B) stored values as float32 with mean 0 and deviation 1 over what the scale is of.
+
+        The bands may repeat, as where an image holds the neighbours of a slice.
+        """
+        times, left = divmod(image.shape[2], len(self.mean))
+        if left or not times:
+            raise ValueError(f"an image of {image.shape[2]} bands, but mean and deviation of {len(self.mean)}.")
+        mean, std = (np.tile(np.array(values, np.float32), times) for values in (self.mean, self.std))
         return (image.astype(np.float32) - mean) / std
 
 
