@@ -1,7 +1,7 @@
 """Values of one image, or of one volume, brought to mean 0 and deviation 1.
 
-For scanners without a unit, such as MRI: one volume lies between 0 and 140, the next between 0 and 2800, and both show
-the same. Everything here looks at whole images, before crops and tiles are cut from them.
+For scanners without a unit, such as MRI: one volume ends at 113, the next at a million, and both show the same.
+Everything here looks at whole images, before crops and tiles are cut from them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 
 from segkit.formats.volumes import Stamp, load_volume, volume_stamp
 
-# Values that are looked at together: float64 copies of them stay small, however large the image.
-_AT_ONCE = 2**20
+# Values that are looked at together: float64 copies of them stay in the processor's cache, however large the image.
+_AT_ONCE = 2**17
 # Two numbers per band and volume.
 _CACHED_SCALES = 4096
 
@@ -34,9 +34,19 @@ class Scale:
     std: tuple[float, ...]
 
     def apply(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, B) stored values as float32 with mean 0 and deviation 1 over what the scale is of."""
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        return (image.astype(np.float32) - mean) / std
+        """(H, W, B) stored values as float32 with mean 0 and deviation 1 over what the scale is of.
+
+        The bands may repeat, as where an image holds the neighbours of a slice.
+        """
+        if image.shape[2] == 0 or image.shape[2] % len(self.mean):
+            raise ValueError(f"an image of {image.shape[2]} bands, but mean and deviation of {len(self.mean)}.")
+        # In whole rows and in place: numpy is slow in inner loops of three, and large images are there only once.
+        normalized = image.astype(np.float32, order="C")
+        rows = normalized.reshape(len(image), -1)
+        times = rows.shape[1] // len(self.mean)
+        rows -= np.tile(np.array(self.mean, np.float32), times)
+        rows /= np.tile(np.array(self.std, np.float32), times)
+        return normalized
 
 
 def image_scale(image: np.ndarray) -> Scale:
@@ -91,8 +101,10 @@ def _file_scale(path: Path, stamp: Stamp) -> Scale:
 
 def _scale(parts: Sequence[np.ndarray]) -> Scale:
     """Over all values of arrays (..., B). In two passes: a sum of squares loses small deviations beside large means."""
-    count = sum(part[..., 0].size for part in parts)
-    axes = tuple(range(parts[0].ndim - 1))
-    mean = np.sum([part.sum(axes, dtype=np.float64) for part in parts], axis=0) / count
-    square = np.sum([((part - mean) ** 2).sum(axes) for part in parts], axis=0) / count
-    return Scale(tuple(mean.tolist()), tuple(usable_std(np.sqrt(square), mean).tolist()))
+    mean, std = [], []
+    for band in range(parts[0].shape[-1]):
+        values = [part[..., band] for part in parts]
+        count = sum(part.size for part in values)
+        mean.append(sum(part.sum(dtype=np.float64) for part in values) / count)
+        std.append(np.sqrt(sum(np.square(part - mean[-1]).sum() for part in values) / count))
+    return Scale(tuple(map(float, mean)), tuple(usable_std(np.array(std), np.array(mean)).tolist()))

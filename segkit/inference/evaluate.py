@@ -60,8 +60,11 @@ def evaluate(
     loader = eval_loader(data, batch_size, workers=workers, rank=rank, world_size=world_size)
     for parts in DeviceLoader(loader, place):
         for batch in parts:
-            with autocast(place):
-                logits = image_logits(model, batch.images, tile, batch.spacing_mm)
+            try:
+                with autocast(place):
+                    logits = image_logits(model, batch.images, tile, batch.spacing_mm)
+            except ValueError as error:
+                raise ValueError(f"{data.images}, {batch.stems[0]}: {error}") from error
             counts.update(model.format.decode(logits), batch.target)
             done += len(batch)
         if progress is not None:

@@ -212,7 +212,7 @@ def refuse_used_folder(out: Path) -> None:
 
 def fit_pixel_statistics(model: Segmenter, train: MaskDataset) -> None:
     """See `Segmenter.fit_statistics`; the images are spread over `train`, and read as they are there."""
-    model.reading = train.reading
+    model.reading = train.reading.for_new_images()
     model.fit_statistics(lambda: _some_images(train))
 
 

@@ -154,6 +154,7 @@ class SegmentationModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.model.statistics = PixelStatistics(**checkpoint["statistics"])
+        self._train_on_device = None  # it would be clipped as the model did before
 
     # Validation ----------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from segkit.data import intensity
-from segkit.data.intensity import clipped, files_scale, image_scale, volume_scale
+from segkit.data.intensity import Scale, clipped, files_scale, image_scale, volume_scale
 
 
 def save(path, voxels):
@@ -20,6 +20,15 @@ def test_scale_by_hand():
     normalized = scale.apply(image)
     assert normalized.dtype == np.float32
     assert normalized[0].tolist() == [[-1, 0], [1, 0]]
+
+
+def test_the_bands_of_neighbours_repeat():
+    scale = Scale((1.0, 10.0), (2.0, 5.0))
+    # slices z - 1 and z, two bands each
+    assert scale.apply(np.array([[[3, 15, 5, 0]]], np.uint8)).tolist() == [[[1, 1, 2, -2]]]
+    for bands in (1, 3):
+        with pytest.raises(ValueError, match=f"an image of {bands} bands, but mean and deviation of 2"):
+            scale.apply(np.zeros((2, 2, bands), np.uint8))
 
 
 @pytest.mark.parametrize("value", [0, 0.1, -3e7, 65535])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,11 +13,13 @@ from segkit.data.reading import ImageReading
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from segkit.inference import tiling
+from segkit.inference.evaluate import evaluate
 from segkit.inference.predictor import Predictor
 from segkit.inference.tiling import blend_windows, image_logits, window_starts
 from segkit.models.segmenter import Recipe, Segmenter
 from segkit.models.statistics import PixelStatistics
 from segkit.ops.sizes import Spacing
+from tests.scenes import write_set
 
 
 class Pointwise(nn.Module):
@@ -123,10 +126,21 @@ def test_windows_at_a_spacing_agree_with_the_whole_image():
     assert torch.allclose(whole, tiled, atol=1e-5)
 
 
-def test_data_read_in_another_way_are_refused(tmp_path):
-    from segkit.inference.evaluate import evaluate
-    from tests.scenes import write_set
+def test_a_picture_without_a_spacing_is_named_where_it_is_scored(tmp_path):
+    data = write_set(tmp_path, MaskFormat.multilabel(["left", "disc"]), 2)
+    segmenter = model(resize=Spacing(1, 1))
+    segmenter.format = data.format
+    with pytest.raises(ValueError, match=r"images, s0: 1 x 1 mm per pixel are asked for.* tells no spacing"):
+        evaluate(segmenter, data, workers=0)
+    report = Predictor(segmenter, data.codec, device="cpu").predict_files([data.images], tmp_path / "out")
+    assert report.done == 0
+    assert [(Path(file).name, "tells no spacing" in reason) for file, reason in report.failed] == [
+        ("s0.png", True),
+        ("s1.png", True),
+    ]
 
+
+def test_data_read_in_another_way_are_refused(tmp_path):
     data = write_set(tmp_path, MaskFormat.multilabel(["left", "disc"]), 1)
     segmenter = model(reading=ImageReading(normalize="image"))
     segmenter.format = data.format

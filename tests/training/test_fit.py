@@ -323,32 +323,50 @@ def test_a_run_is_deterministic_and_leaves_torch_as_it_was(tmp_path):
     assert state() == before
 
 
-@pytest.mark.parametrize("on_device", [False, True])
-def test_training_samples_are_augmented_within_what_the_model_clips(tmp_path, on_device):
+def write_hot_set(root):
+    """Float images of about 100 in which one pixel in eighty is a thousand times as bright."""
     import numpy as np
     import tifffile
-    from lightning.pytorch.callbacks import Callback
 
-    from segkit.data.augment import build_augment
-
-    class Seen(Callback):
-        def __init__(self):
-            self.largest = []
-
-        def on_train_batch_start(self, trainer, module, batch, batch_idx):
-            self.largest.append(float(batch.images.max()))
-
-    data = write_set(tmp_path / "t", FORMATS["binary"], 4)
-    for path in sorted((tmp_path / "t" / "images").iterdir()):
+    data = write_set(root, FORMATS["binary"], 4)
+    for path in sorted((root / "images").iterdir()):
         pixels = np.random.default_rng(0).normal(100, 10, (40, 56)).astype(np.float32)
-        pixels[::9, ::9] = 1e5  # a hot pixel in eighty
+        pixels[::9, ::9] = 1e5
         tifffile.imwrite(path.with_suffix(".tif"), pixels)
         path.unlink()
-    data = type(data)(data.images, data.masks, data.codec, augment=build_augment("fast_light", data.format))
-    model = build_model("unet", "resnet18", data.format, weights=None, in_channels=1, window=[60, 140], **SMALL)
-    seen = Seen()
-    run(tmp_path, data.format, model=model, train=data, data_on_device=on_device, callbacks=[seen])
-    assert model.statistics.clip == ((60.0, 140.0),)
-    assert len(seen.largest) > 0
-    assert max(seen.largest) <= 140
-    assert data.augment.clip is None  # the caller's stays as it was
+    return type(data)(data.images, data.masks, data.codec, augment=build_augment("fast_light", data.format))
+
+
+def windowed_model(seed=0):
+    torch.manual_seed(seed)
+    return build_model("unet", "resnet18", FORMATS["binary"], weights=None, in_channels=1, window=[60, 140], **SMALL)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_training_samples_are_augmented_within_what_the_model_clips(tmp_path, on_device):
+    from lightning.pytorch.callbacks import Callback
+
+    class Seen(Callback):
+        largest = 0.0
+
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            self.largest = max(self.largest, float(batch.images.max()))
+
+    class Stop(Callback):
+        def on_train_epoch_start(self, trainer, module):
+            if trainer.current_epoch == 1:
+                raise RuntimeError("stopped")
+
+    train, seen = write_hot_set(tmp_path / "t"), Seen()
+    options = {"train": train, "val": train, "epochs": 3, "data_on_device": on_device}
+    whole, *_ = run(tmp_path, train.format, "whole", model=windowed_model(), callbacks=[seen], **options)
+    assert whole.statistics.clip == ((60.0, 140.0),)
+    assert 100 < seen.largest <= 140
+    assert train.augment.clip is None  # the caller's stays as it was
+    # The clip is known again after a restart.
+    with pytest.raises(RuntimeError, match="stopped"):
+        run(tmp_path, train.format, "cut", model=windowed_model(), callbacks=[Stop()], **options)
+    resumed, *_ = run(tmp_path, train.format, "cut", model=windowed_model(9), resume=True, **options)
+    assert (tmp_path / "cut" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[name]), name
