@@ -161,8 +161,11 @@ def inspect(
     images: Annotated[Path | None, typer.Option(help="Folder of images, in place of ROOT.")] = None,
     masks: Annotated[Path | None, typer.Option(help="Folder of masks, or a COCO file.")] = None,
     layout: Annotated[str | None, typer.Option(help="How ROOT lies; default: told from its folders.")] = None,
+    image_pattern: Annotated[str | None, typer.Option(help="Names of image files, such as '{stem}_image'.")] = None,
+    mask_pattern: Annotated[str | None, typer.Option(help="Names of mask files, such as '{stem}_mask'.")] = None,
     classes: Annotated[str | None, typer.Option(metavar="LIST", help=_CLASSES_HELP)] = None,
     write: Annotated[Path | None, typer.Option(metavar="CONFIG", help="Write a config that trains.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page with pictures.")] = None,
     quarantine: Annotated[
         Path | None, typer.Option(metavar="FILE", help="List bad samples, for `data.quarantine`.")
     ] = None,
@@ -179,12 +182,17 @@ def inspect(
     from segkit.inspection.run import inspect as look
     from segkit.inspection.terminal import show_report
 
-    source = find_source(root, images, masks, layout)
+    source = find_source(root, images, masks, layout, image_pattern, mask_pattern)
     with _progress("inspecting") as update:
         found = look(source, None if classes is None else parse_classes(classes), progress=update)
     show_report(found.report, Console())
     if json is not None:
         write_json(json, found.report)
+    if html is not None:
+        found.write_page(html)
+        typer.echo(f"{html}: written. It opens in any browser.")
+    if write is not None and found.bad and quarantine is None:
+        quarantine = write.with_name(f"{write.stem}_quarantine.txt")  # or it would not train as it stands
     if quarantine is not None:
         found.write_quarantine(quarantine)
         typer.echo(f"{quarantine}: {len(found.bad)} samples to leave out with data.quarantine")

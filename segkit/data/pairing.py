@@ -50,7 +50,7 @@ def find_pairs(
     refs = reading.find(images)
     names = mask_pattern.by_stem(codec.stems(masks))
     if images.resolve() == masks.resolve():
-        refs, names = _told_apart(refs, names, reading.files, mask_pattern)
+        refs, names = told_apart(refs, names, reading.files, mask_pattern)
     if not refs:
         raise ValueError(f"{images}: no images here {_expected_images(images, reading)}.")
     if not names:
@@ -72,7 +72,7 @@ def find_pairs(
     )
 
 
-def _told_apart(
+def told_apart(
     refs: dict[str, ImageRef], names: dict[str, str], image_pattern: Pattern, mask_pattern: Pattern
 ) -> tuple[dict[str, ImageRef], dict[str, str]]:
     """Images and masks of one folder: a file that both patterns describe belongs to the longer one."""

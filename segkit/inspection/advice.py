@@ -33,6 +33,8 @@ _CROPS_SEEN = 24_000
 _FEWEST_EPOCHS, _MOST_EPOCHS = 20, 200
 _VAL_SHARE = 0.2
 _WIDE = 1.2
+# Hounsfield units of air around a body, which no other scanner gives.
+_AIR_HU = -500
 
 # The first of these that fits all stems, and makes several groups of several, is the group of a split.
 _GROUPS = (
@@ -55,6 +57,7 @@ class Advice:
         augment: name of a preset.
         val: the share to split off where there is no val part, else None.
         val_reason: what its groups are.
+        normalize: over what mean and deviation are taken, where not over the data set.
     """
 
     masks: dict[str, Any] | None
@@ -68,6 +71,7 @@ class Advice:
     weights: str
     val: dict[str, Any] | None
     val_reason: str
+    normalize: str | None
 
 
 def advise(survey: Survey, meaning: Meaning, coding: Coding, masks: Mapping[str, Any] | None = None) -> Advice:
@@ -98,6 +102,7 @@ def advise(survey: Survey, meaning: Meaning, coding: Coding, masks: Mapping[str,
         weights="packaged" if packaged else "imagenet",
         val=val,
         val_reason=reason,
+        normalize=_normalize(survey, coding),
     )
 
 
@@ -181,6 +186,13 @@ def _are_photos(survey: Survey) -> bool:
     images = [seen.image for seen in survey.seen if seen.image is not None]
     wide = sum(image.size_hw[1] >= _WIDE * image.size_hw[0] for image in images)
     return sum(image.colour for image in images) > len(images) / 2 and wide > len(images) / 2
+
+
+def _normalize(survey: Survey, coding: Coding) -> str | None:
+    """`volume` where intensities mean nothing from one volume to the next, as in MRI; of CT they do."""
+    lowest = [seen.image.lowest for seen in survey.seen if seen.image is not None and seen.image.lowest is not None]
+    is_ct = bool(lowest) and min(lowest) <= _AIR_HU
+    return "volume" if coding.codec == "nifti" and lowest and not is_ct else None
 
 
 def _augment(survey: Survey, photos: bool) -> str:

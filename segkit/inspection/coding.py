@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,15 +16,34 @@ from segkit.formats.files import walk
 from segkit.formats.json_files import read_json, records
 from segkit.formats.nifti_slices import nifti_case_name
 from segkit.formats.png_files import PNG_SIGNATURE, Png
+from segkit.formats.tiff_pages import read_layers
 
 # Files looked into, spread over the folder.
 _LOOKED_AT = 24
 # Of the class files or image names that must fit, since a few may be missing or strange.
 _MOST = 0.5
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".bmp", ".webp", ".gif")
+_FEW_ABSENT = 0.02
+_MOST_PAGES = 64
+_PICTURES = (".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 _TIFF = (".tif", ".tiff")
 # An image without a shape: nobody drew one, or there is nothing; read as nothing and said so.
-_UNANNOTATED = {"missing": "empty"}
+_UNANNOTATED: dict[str, Any] = {"missing": "empty"}
+# What labelme's own tools write for pixels that are not to be looked at.
+_LABELME_IGNORE = "__ignore__"
+
+
+CODEC_TEXTS = {
+    "index_png": "one number per pixel in a PNG",
+    "palette_png": "one number per pixel in a PNG with a colour table",
+    "color_png": "one colour per class in an RGB PNG",
+    "file_per_class": "one black-and-white PNG per class",
+    "bit_planes": "one bit per class in a PNG",
+    "tiff": "numbers or pages of classes in TIFF files",
+    "threshold": "gray pictures in which bright pixels are the class",
+    "coco": "objects in a COCO JSON file (polygons or run lengths)",
+    "labelme": "one labelme JSON file of shapes per image",
+    "nifti": "one number per voxel in NIfTI volumes",
+}
 
 
 @dataclass(frozen=True)
@@ -67,12 +87,12 @@ def find_coding(masks: Path, stems: Iterable[str]) -> Coding:
     if kind == "png":
         return _png(paths, set(stems))
     if kind == "nifti":
-        return Coding("nifti", "one number per voxel in NIfTI volumes")
+        return Coding("nifti", CODEC_TEXTS["nifti"])
     if kind == "tiff":
         return _tiff(list(paths.values()))
     if kind == "json":
         return _json(masks, find_coco(masks) if len(paths) == 1 else min(paths.values()))
-    return Coding("threshold", "gray pictures in which bright pixels are the class")
+    return Coding("threshold", CODEC_TEXTS["threshold"])
 
 
 def kind_of(png: Png) -> str:
@@ -100,7 +120,7 @@ def _by_suffix(masks: Path) -> dict[str, dict[str, Path]]:
             found[suffix[1:]][relative[: -len(suffix)]] = path
         elif suffix in _TIFF:
             found["tiff"][relative[: -len(suffix)]] = path
-        elif suffix in PICTURE_SUFFIXES:
+        elif suffix in _PICTURES:
             found["picture"][relative[: -len(suffix)]] = path
     return dict(found)
 
@@ -118,9 +138,9 @@ def _png(paths: Mapping[str, Path], stems: set[str]) -> Coding:
         )
     kind = Counter(kind for kind, _ in looks).most_common(1)[0][0]
     if kind == "color_png":
-        return Coding(kind, "one colour per class in an RGB PNG")
+        return Coding(kind, CODEC_TEXTS[kind])
     if kind == "palette_png":
-        return Coding(kind, "one number per pixel in a PNG with a colour table")
+        return Coding(kind, CODEC_TEXTS[kind])
     bits = Counter(bits for other, bits in looks if other == kind).most_common(1)[0][0]
     return Coding(kind, f"one number per pixel in {'an' if bits == 8 else 'a'} {bits}-bit PNG")
 
@@ -145,6 +165,11 @@ def _per_class(names: list[str], stems: set[str]) -> Coding | None:
         if enough and len(pairs) >= _MOST * len(names) and _repeats(classes, pairs):
             options = {} if pattern == "{class}/{stem}.png" else {"pattern": pattern}
             text = f"one black-and-white PNG per class, as {pattern}"
+            absent = len(classes) * len({stem for _, stem in pairs}) - len(set(pairs))
+            if absent > _FEW_ABSENT * len(pairs):
+                # Too many to have been forgotten: written are files of classes that are there.
+                options["missing"] = "empty"
+                text += f"; {absent} class files are absent and taken as empty"
             return Coding("file_per_class", text, options, tuple(sorted(classes)))
     return None
 
@@ -181,11 +206,13 @@ def _json(masks: Path, path: Path) -> Coding:
         labels = Counter(label for file in _json_files(masks) for label in _labels(file))
         if not labels:
             raise ValueError(f"{masks}: no labelme file here holds a shape, so there is no class to find.")
-        return Coding("labelme", "one labelme JSON file of shapes per image", _UNANNOTATED, tuple(sorted(labels)))
+        names = tuple(sorted(labels.keys() - {_LABELME_IGNORE}))
+        options = _UNANNOTATED | ({"ignored_values": [_LABELME_IGNORE]} if _LABELME_IGNORE in labels else {})
+        return Coding("labelme", CODEC_TEXTS["labelme"], options, names)
     if "annotations" in values and "categories" in values:
         categories = load_coco(path).categories
         names = tuple(dict.fromkeys(categories[key] for key in sorted(categories, key=_category_order)))
-        return Coding("coco", "objects in a COCO JSON file (polygons or run lengths)", _UNANNOTATED, names)
+        return Coding("coco", CODEC_TEXTS["coco"], _UNANNOTATED, names)
     raise ValueError(f"{path}: neither COCO (`images`, `annotations`, `categories`) nor labelme (`shapes`).")
 
 
@@ -205,7 +232,19 @@ def _category_order(key: Any) -> tuple[bool, Any]:
 
 
 def _tiff(paths: list[Path]) -> Coding:
-    return Coding("tiff", "one number per pixel in TIFF files")
+    """A number per pixel, or a page for each class."""
+    names: tuple[str, ...] = ()
+    layers = 1
+    for path in spread(sorted(paths), _LOOKED_AT):
+        with contextlib.suppress(ValueError):  # the survey names it
+            found = read_layers(path, most=_MOST_PAGES)
+            layers, names = found.samples.shape[2], found.names
+            break
+    if layers == 1:
+        return Coding("tiff", "one number per pixel in TIFF files")
+    own = [name or str(number) for number, name in enumerate(names or [""] * layers, 1)]
+    named = own if len(set(own)) == layers else list(map(str, range(1, layers + 1)))
+    return Coding("tiff", f"a page for each of {layers} classes in TIFF files", classes=tuple(named))
 
 
 def _mostly(truths: Iterable[bool]) -> bool:

@@ -102,6 +102,8 @@ def _data(source: Source, advice: Advice, quarantine: str | None, axis: str | No
         lines.append(_comment(f"  val: {flow(advice.val)}", advice.val_reason))
     if advice.crop is not None:
         lines.append(_comment(f"  crop: {advice.crop}", "cut at random while training; scored are whole images"))
+    if advice.normalize is not None:
+        lines.append(_comment(f"  normalize: {advice.normalize}", "intensities differ from scan to scan"))
     if axis is not None:
         lines.append(_comment(f"  axis: {axis}", "volumes are cut across it"))
     if quarantine is not None:

@@ -21,6 +21,9 @@ _FIRST_LOOKS = 24
 # Of the faint pixels that lie between their neighbours' values: chance gives a third where values are unrelated.
 _BETWEEN = 0.5
 _SHOWN = 8
+# Gray levels of soft masks: those of neither side, how many there are, and their largest share.
+_DARK, _BRIGHT = 32, 223
+_BETWEEN_LEVELS, _BETWEEN_SHARE, _BRIGHT_SHARE = 8, 0.2, 1e-3
 # Share of masks up to which something odd is a fault of theirs, not a habit of the set.
 _FEW = 0.05
 
@@ -32,12 +35,10 @@ class Blurred:
     Attributes:
         stray: values that only blur made.
         files: that hold them.
-        everywhere: most masks are so.
     """
 
     stray: frozenset[Key] = frozenset()
     files: tuple[Seen, ...] = ()
-    everywhere: bool = False
 
 
 def find_blurred(survey: Survey, reader: MaskReader, declared: Iterable[Key] = ()) -> Blurred:
@@ -56,7 +57,18 @@ def find_blurred(survey: Survey, reader: MaskReader, declared: Iterable[Key] = (
     clean = [seen for seen in survey.seen if seen.mask_hw is not None and id(seen) not in ids]
     found_elsewhere = frozenset().union(*(seen.values for seen in clean)) if clean else frozenset()
     stray = frozenset().union(*(seen.values & faint for seen in guilty)) - found_elsewhere
-    return Blurred(stray, tuple(seen for seen in suspects if id(seen) in ids), len(guilty) > len(clean))
+    return Blurred(stray, tuple(seen for seen in suspects if id(seen) in ids))
+
+
+def is_soft(survey: Survey) -> bool:
+    """Whether masks are dark and bright with levels between, as JPEG, resizing or smooth brushes leave them."""
+    levels = [value for value in survey.pixels if isinstance(value, int)]
+    if not levels or max(levels) > 255:
+        return False
+    between = [value for value in levels if _DARK < value < _BRIGHT]
+    few = sum(survey.pixels[value] for value in between) < _BETWEEN_SHARE * survey.total
+    bright = sum(survey.pixels[value] for value in levels if value >= _BRIGHT)
+    return len(between) >= _BETWEEN_LEVELS and few and bright > _BRIGHT_SHARE * survey.total
 
 
 def find_faults(

@@ -58,16 +58,15 @@ class Meaning:
         return (*background, *self.ignored)
 
 
-def read_values(survey: Survey, naming: Naming, coding: Coding, stray: frozenset[Key], soft: bool) -> Meaning:
+def read_values(survey: Survey, naming: Naming, coding: Coding, stray: frozenset[Key] = frozenset()) -> Meaning:
     """The meaning of masks that hold one value per pixel.
 
     Args:
         stray: values that only blur made.
-        soft: most masks are blurred: a bright and a dark side are all that is left of them.
     """
     found = sorted((k for k in survey.pixels if k not in stray), key=_order)
     names: dict[Key, str]
-    if coding.codec == "threshold" or soft:
+    if coding.codec == "threshold":
         return _bright(survey, naming)
     if naming.given:
         return _named(survey, naming, found)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segkit.data.layouts import Part
+from segkit.data.layouts import Layout, Part, find_layout, recognise
 
 PART_NAMES = ("train", "val", "test")
-# What folders of masks are called, beside folders called `images`.
-_MASK_FOLDERS = ("masks", "labels")
-_PART_FOLDERS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+FOLDERS = "folders"
+# Says no more than the names of folders do, which are looked at anyway.
+_PLAIN = (None, FOLDERS, "class_folders")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Source:
         root: what paths in a config are relative to, as a person typed it.
         parts: train, val and test as far as they are there.
         config: the `data` section of a config that describes them, without training settings.
-        layout: its name, or None.
+        layout: its name, or None for plain folders.
         masks: what the layout says of its masks: the `masks` section of a config.
     """
 
@@ -34,14 +34,20 @@ class Source:
 
 
 def find_source(
-    root: Path | None = None, images: Path | None = None, masks: Path | None = None, layout: str | None = None
+    root: Path | None = None,
+    images: Path | None = None,
+    masks: Path | None = None,
+    layout: str | None = None,
+    image_pattern: str | None = None,
+    mask_pattern: str | None = None,
 ) -> Source:
     """The data set that a person named.
 
     Args:
         root: with the folders of a layout, or `train/images`, `train/masks` and so on, or `images` and `masks`.
-        images, masks: folders in place of a root.
-        layout: its name; without it, it is told from the folders.
+        images, masks: folders in place of a root; masks may be a COCO file.
+        layout: a name in `LAYOUTS`; without it, it is told from the folders.
+        image_pattern, mask_pattern: how files are named after samples, see `Pattern`.
 
     Raises:
         ValueError: names what is missing.
@@ -50,41 +56,50 @@ def find_source(
         raise ValueError("--images and --masks go together: give both.")
     if (root is None) == (images is None):
         raise ValueError("give the ROOT of a data set, or --images DIR and --masks DIR; not both.")
+    patterns = {"image_pattern": image_pattern, "mask_pattern": mask_pattern}
+    given = {key: value for key, value in patterns.items() if value is not None}
     if images is not None and masks is not None:
-        parts = {"train": {"images": str(images), "masks": str(masks)}}
-        return Source(Path("."), _open(Path("."), parts), {"root": ".", **parts})
+        if layout is not None:
+            raise ValueError("--layout says where images and masks lie below ROOT: give ROOT, or leave it away.")
+        part = {"images": str(images), "masks": str(masks), **given}
+        here = Path(".")
+        return Source(here, {"train": find_layout(FOLDERS).part(here, "train", part)}, {"root": ".", "train": part})
     assert root is not None
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder.")
-    parts = _folders(root)
+    name = layout if layout is not None else recognise(root)
+    if name in _PLAIN and (layout is None or layout == FOLDERS):
+        return _plain(root, given)
+    assert name is not None
+    return _described(root, name, find_layout(name), given)
+
+
+def without_names(source: Source) -> Source:
+    """The same data, of which the layout says nothing but where they lie."""
+    return replace(source, masks=None)
+
+
+def _plain(root: Path, given: dict[str, str]) -> Source:
+    """Folders by the names that people give them."""
+    parts = find_layout(FOLDERS).parts(root)
     if not parts:
         raise ValueError(
-            f"{root}: no data set that segkit knows by its folders. Expected `train/images` and `train/masks` (or "
-            "`labels`), also for `val` and `test`, or `images` and `masks`; else name folders with --images DIR and "
-            "--masks DIR."
+            f"{root}: no data set that segkit knows by its folders. Expected {find_layout(FOLDERS).expects}; else name "
+            "a --layout, or folders with --images DIR and --masks DIR."
         )
-    return Source(root, _open(root, parts), {"root": str(root), **parts})
+    parts = {name: replace(part, **given) for name, part in parts.items()}  # type: ignore[arg-type]
+    config: dict[str, Any] = {"root": str(root)}
+    for name, part in parts.items():
+        folders = {"images": part.images, "masks": part.masks}
+        config[name] = {key: path.relative_to(root).as_posix() for key, path in folders.items()} | given
+    return Source(root, parts, config)
 
 
-def _folders(root: Path) -> dict[str, dict[str, str]]:
-    found = {}
-    for part in PART_NAMES:
-        for folder in _PART_FOLDERS[part]:
-            pair = _pair(root, f"{folder}/")
-            if pair is not None:
-                found[part] = pair
-                break
-    if not found and (pair := _pair(root, "")) is not None:
-        found["train"] = pair
-    return found
-
-
-def _pair(root: Path, before: str) -> dict[str, str] | None:
-    masks = next((before + name for name in _MASK_FOLDERS if (root / before / name).is_dir()), None)
-    if masks is None or not (root / before / "images").is_dir():
-        return None
-    return {"images": before + "images", "masks": masks}
-
-
-def _open(root: Path, parts: dict[str, dict[str, str]]) -> dict[str, Part]:
-    return {name: Part(root / part["images"], root / part["masks"]) for name, part in parts.items()}
+def _described(root: Path, name: str, layout: Layout, given: dict[str, str]) -> Source:
+    """What a layout knows."""
+    there = layout.parts(root)
+    if not there:
+        raise ValueError(f"{root}: is no data set of the layout {name}. Expected: {layout.expects}.")
+    parts = {part: layout.part(root, part, given) for part in PART_NAMES if part in there}
+    config = {"root": str(root), "layout": name, **{part: dict(given) for part in parts}}
+    return Source(root, parts, config, name, layout.masks(root) or None)

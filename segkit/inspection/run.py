@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from segkit.data.images import read_image
 from segkit.data.reading import ImageReading
-from segkit.formats.codecs import open_codec
 from segkit.formats.files import write_whole
-from segkit.formats.mask_format import BACKGROUND, MaskFormat
 from segkit.inspection.advice import Advice, advise
-from segkit.inspection.coding import Coding, find_coding
+from segkit.inspection.coding import Coding
 from segkit.inspection.config_text import config_text
 from segkit.inspection.duplicates import Duplicate, find_duplicates, fingerprint
 from segkit.inspection.evidence import find_overlap
-from segkit.inspection.faults import empty_masks, find_blurred, find_faults
-from segkit.inspection.meaning import Meaning, looks_like_bits, percent, read_classes, read_values
-from segkit.inspection.naming import Naming, name_values, names_of_codec
+from segkit.inspection.faults import Blurred, empty_masks, find_blurred, find_faults, is_soft
+from segkit.inspection.gallery import Shown, make_gallery
+from segkit.inspection.meaning import Meaning, read_classes, read_values
+from segkit.inspection.naming import Naming, name_values
+from segkit.inspection.notes import find_notes
+from segkit.inspection.opening import Opened, open_masks
+from segkit.inspection.page import label_names, write_page
 from segkit.inspection.parts import Source
 from segkit.inspection.report import Report, make_report
-from segkit.inspection.stored import Key, MaskReader, open_reader
-from segkit.inspection.survey import Fault, Progress, Survey, take_survey
+from segkit.inspection.stored import Key, MaskReader
+from segkit.inspection.survey import Fault, Progress, Seen, Survey, take_survey
+from segkit.inspection.thumbnails import label_colors
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Inspection:
     Attributes:
         report: what `segkit inspect --json` writes.
         bad: stem -> faults, of samples to leave out.
+        survey, reader: what was read, and how, to look at samples again.
     """
 
     source: Source
@@ -40,6 +46,8 @@ class Inspection:
     advice: Advice
     report: Report
     bad: Mapping[str, list[str]]
+    survey: Survey
+    reader: MaskReader
 
     def config(self, quarantine: Path | None = None) -> str:
         """YAML of a config that trains on these data.
@@ -50,6 +58,28 @@ class Inspection:
         axis = "z" if self.report["coding"]["codec"] == "nifti" else None
         listed = None if quarantine is None or not self.bad else _below(quarantine, self.source.root)
         return config_text(self.source, self.meaning, self.advice, facts_line(self.report), listed, axis)
+
+    def write_page(self, path: Path) -> None:
+        """The report as one HTML file with small pictures of up to 300 samples."""
+        names = label_names(self.report)
+        colors = label_colors(names.values())
+        doubled = {(part, d[s]) for d in self.report["duplicates"] for part, s in zip(d["parts"], "ab", strict=True)}
+        nothing = self.meaning.nothing(self.survey)
+
+        def shown(seen: Seen) -> Shown:
+            pair = seen.pair
+
+            def read() -> tuple[np.ndarray, dict[str, np.ndarray]]:
+                marks = self.reader.marks(pair.masks, pair.mask) if seen.mask_hw is not None else {}
+                held = {names.get(str(key), str(key)): mark for key, mark in marks.items() if key not in nothing}
+                return read_image(pair.image), held
+
+            wanted = (pair.part, pair.stem) in doubled
+            return Shown(pair.part, pair.stem, read, self.bad.get(pair.stem, ()), wanted)
+
+        pictures = make_gallery([shown(seen) for seen in self.survey.seen], colors)
+        config = None if self.advice.masks is None else self.config()
+        write_page(path, self.report, pictures, title=str(self.source.root), config=config)
 
     def write_quarantine(self, path: Path) -> None:
         """Stems of bad samples, one per line, each below its faults as comments; `data.quarantine` takes the file."""
@@ -79,22 +109,20 @@ def inspect(
         ValueError: folders that hold no images or no masks, or names that do not fit them.
     """
     reading = ImageReading()
-    coding, reader, naming, order = _open(source, classes, reading)
-    survey = take_survey(source.parts, reader, reading, workers, progress, look=fingerprint)
-    blurred = find_blurred(survey, reader, (*naming.names, *naming.ignored))
-    if isinstance(classes, list) and not coding.per_class:
-        naming = name_values(classes, set(survey.pixels) - blurred.stray)
+    opened = open_masks(source, classes, reading)
+    survey = take_survey(source.parts, opened.reader, reading, workers, progress, look=fingerprint)
+    coding, naming, blurred = _settle(opened, survey, classes)
     if coding.per_class:
         overlap = find_overlap(survey, per_class=True)
-        meaning = read_classes(survey, overlap, coding, order)
-        unlabelled: tuple[Key, ...] = ()
+        meaning = read_classes(survey, overlap, coding, opened.order)
     else:
-        meaning = read_values(survey, naming, coding, blurred.stray, blurred.everywhere)
-        unlabelled = meaning.unlabelled
-        overlap = find_overlap(survey, per_class=False, unlabelled=unlabelled)
+        meaning = read_values(survey, naming, coding, blurred.stray)
+        overlap = find_overlap(survey, per_class=False, unlabelled=meaning.unlabelled)
     nothing = meaning.nothing(survey)
-    faults = [*survey.faults, *find_faults(survey, reader, naming, blurred, nothing)]
-    advice = advise(survey, meaning, coding, source.masks)
+    # Of gray levels every one has a meaning, whatever they are called.
+    declared = Naming() if coding.codec == "threshold" else naming
+    faults = [*survey.faults, *find_faults(survey, opened.reader, declared, blurred, nothing)]
+    advice = advise(survey, meaning, coding, opened.masks)
     duplicates = find_duplicates(survey.looks, {key: key[0] for key in survey.looks})
     report = make_report(
         survey,
@@ -106,14 +134,34 @@ def inspect(
         named=naming.given or coding.per_class,
         empty=empty_masks(survey, nothing),
         duplicates=[_duplicate(pair) for pair in duplicates],
-        faults=[*faults, *_leaks(duplicates, survey)],
-        notes=_notes(survey, meaning, nothing),
+        faults=_told_once([*faults, *_leaks(duplicates, survey)]),
+        notes=find_notes(survey, meaning, coding, overlap, nothing),
     )
     bad: dict[str, list[str]] = {}
     for fault in faults:
         if fault.stem is not None:
             bad.setdefault(fault.stem, []).append(f"{fault.file}: {fault.text}")
-    return Inspection(source, meaning, advice, report, bad)
+    return Inspection(source, meaning, advice, report, bad, survey, opened.reader)
+
+
+def _settle(
+    opened: Opened, survey: Survey, classes: Mapping[Key, str] | list[str] | None
+) -> tuple[Coding, Naming, Blurred]:
+    """What only all values together show: soft masks, values that blur made, and which name is whose."""
+    coding, naming = opened.coding, opened.naming
+    if coding.per_class:
+        return coding, naming, Blurred()
+    if opened.masks is None and coding.codec != "threshold" and is_soft(survey):
+        root = str(survey.seen[0].pair.masks)
+        text = "holds masks with soft borders, as resizing or JPEG leave them: read as bright or dark. Export them new."
+        survey.faults.append(Fault(root, text))
+        coding = Coding("threshold", f"{coding.text}, bright or dark with soft borders")
+    if coding.codec == "threshold":
+        return coding, Naming({255: classes[-1]}, (), True) if isinstance(classes, list) else naming, Blurred()
+    blurred = find_blurred(survey, opened.reader, (*naming.names, *naming.ignored))
+    if isinstance(classes, list):
+        naming = name_values(classes, set(survey.pixels) - blurred.stray)
+    return coding, naming, blurred
 
 
 def facts_line(report: Report) -> str:
@@ -126,42 +174,12 @@ def facts_line(report: Report) -> str:
     return f"{report['images']} images, {shown}{bands} of {report['dtype']}"
 
 
-def _open(
-    source: Source, classes: Mapping[Key, str] | list[str] | None, reading: ImageReading
-) -> tuple[Coding, MaskReader, Naming, list[str] | None]:
-    """How masks are coded, what reads them, what values are called, and the order of classes where it is given."""
-    part = next(iter(source.parts.values()))
-    if source.masks is not None:
-        return _open_known(source.masks)
-    coding = find_coding(part.masks, reading.find(part.images))
-    if coding.classes is None:
-        naming = Naming() if classes is None else name_values(classes, ()) if isinstance(classes, Mapping) else Naming()
-        return coding, open_reader(coding), naming, None
-    if classes is None:
-        return coding, open_reader(coding), Naming(), None
-    wanted = list(classes) if isinstance(classes, list) else list(map(str, classes))
-    lost = [name for name in wanted if name not in coding.classes]
-    if lost:
-        raise ValueError(f"--classes names {lost}, which the masks do not hold: {', '.join(coding.classes)}.")
-    coding = Coding(coding.codec, coding.text, coding.options, tuple(wanted))
-    return coding, open_reader(coding), Naming(), wanted
-
-
-def _open_known(masks: Mapping[str, Any]) -> tuple[Coding, MaskReader, Naming, list[str] | None]:
-    """The same, as a layout says it."""
-    known = {key: masks.get(key) for key in ("format", "classes", "activation", "threshold")}
-    format = MaskFormat.from_config({key: value for key, value in known.items() if value is not None})
-    spec = masks.get("codec", "index_png")
-    spec = {"name": spec} if isinstance(spec, str) else dict(spec)
-    if masks.get("ignored_values"):
-        spec["ignored_values"] = masks["ignored_values"]
-    codec = open_codec(spec, format)
-    options = {key: value for key, value in spec.items() if key not in ("name", "values", "ignored_values")}
-    if format.num_planes > 1:
-        coding = Coding(codec.name, f"{codec.name}, as the layout says", options, format.names)
-        return coding, open_reader(coding, codec), Naming(), list(format.names)
-    coding = Coding(codec.name, f"{codec.name}, as the layout says", options)
-    return coding, open_reader(coding), names_of_codec(codec), None
+def _told_once(faults: Sequence[Fault]) -> list[Fault]:
+    """One fault for all slices of a volume that have the same."""
+    of_file: dict[tuple[str, str], list[Fault]] = {}
+    for fault in faults:
+        of_file.setdefault((fault.file.partition(" (slice ")[0], fault.text), []).append(fault)
+    return [Fault(path, text) if len(same) > 1 else same[0] for (path, text), same in of_file.items()]
 
 
 def _below(path: Path, root: Path) -> str:
@@ -192,28 +210,3 @@ def _leaks(duplicates: Sequence[Duplicate], survey: Survey) -> list[Fault]:
         for pair in duplicates
         if pair.parts[0] != pair.parts[1]
     ]
-
-
-def _notes(survey: Survey, meaning: Meaning, nothing: Sequence[Key]) -> list[str]:
-    notes = []
-    empty = len(empty_masks(survey, nothing))
-    if empty:
-        notes.append(f"{empty} mask{'s mark' if empty > 1 else ' marks'} no class at all.")
-    depths = Counter(seen.image.dtype for seen in survey.seen if seen.image is not None)
-    if len(depths) > 1:
-        shown = ", ".join(f"{dtype} ({count})" for dtype, count in depths.most_common())
-        notes.append(f"Images come in {len(depths)} depths: {shown}. They are brought to the widest.")
-    held = {meaning.names.get(key) for key in survey.pixels}
-    unseen = [name for name in meaning.classes if name not in held and name != BACKGROUND] if meaning.names else []
-    if unseen:
-        notes.append(f"No mask holds {', '.join(unseen[:12])}{', ...' if len(unseen) > 12 else ''}.")
-    bits = looks_like_bits(list(survey.pixels)) if meaning.format == "multiclass" else None
-    if bits:
-        notes.append(bits)
-    for value in meaning.candidates:
-        share = percent(survey.pixels[value] / survey.total)
-        notes.append(
-            f"Value {value} ({share} of pixels, {survey.images[value]} images) may mean *ignore*; nothing says so. "
-            f"If it does: --classes '...,{value}=ignore'."
-        )
-    return notes

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from segkit.data.images import read_image
 from segkit.formats.codec import Codec
 from segkit.formats.codecs import open_codec
 from segkit.formats.files import existing, find_files, path_of
+from segkit.formats.image_files import read_image_file
 from segkit.formats.mask_format import MaskFormat
 from segkit.formats.png_files import read_png
-from segkit.inspection.coding import PICTURE_SUFFIXES, Coding, kind_of
+from segkit.inspection.coding import Coding, kind_of
 
 Key = int | str  # value on disk, "#rrggbb", or name of a class
 
@@ -26,6 +26,7 @@ _SHORT_RUNS = 8
 # Above it, only the classes that an image holds are looked at.
 _FEW_CLASSES = 8
 _MOST_BITS = 62
+_MOST_DRAWN = 100
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,11 @@ class MaskReader(ABC):
         """The files of a mask."""
 
     @abstractmethod
-    def count(self, root: Path, stem: str) -> MaskCounts:
+    def count(self, root: Path, stem: str, like: Path | None = None) -> MaskCounts:
         """Decode a mask and count it.
+
+        Args:
+            like: its image, beside which a volume must lie.
 
         Raises:
             ValueError: names the file and what is wrong with it.
@@ -69,6 +73,13 @@ class MaskReader(ABC):
     def values(self, root: Path, stem: str) -> np.ndarray | None:
         """(H, W) values of a mask that holds gray levels, else None."""
         return None
+
+    def marks(self, root: Path, stem: str) -> dict[Key, np.ndarray]:
+        """(H, W) bool of each value or class that a mask holds, to draw it; of many the first."""
+        values = self.values(root, stem)
+        if values is None:
+            return {}
+        return {int(value): values == value for value in np.unique(values)[:_MOST_DRAWN]}
 
 
 def open_reader(coding: Coding, codec: Codec | None = None) -> MaskReader:
@@ -116,7 +127,7 @@ class _PngValues(MaskReader):
     def files(self, root: Path, stem: str) -> list[Path]:
         return existing([path_of(root, stem, ".png")])
 
-    def count(self, root: Path, stem: str) -> MaskCounts:
+    def count(self, root: Path, stem: str, like: Path | None = None) -> MaskCounts:
         png = read_png(path_of(root, stem, ".png"))
         pixels, kind = png.pixels, kind_of(png)
         if not self.in_colours and pixels.ndim == 2:
@@ -133,28 +144,42 @@ class _PngValues(MaskReader):
 
     def values(self, root: Path, stem: str) -> np.ndarray | None:
         pixels = read_png(path_of(root, stem, ".png")).pixels
-        return pixels if pixels.ndim == 2 else None
+        return pixels if pixels.ndim == 2 and not self.in_colours else None
+
+    def marks(self, root: Path, stem: str) -> dict[Key, np.ndarray]:
+        if not self.in_colours:
+            return super().marks(root, stem)
+        png = read_png(path_of(root, stem, ".png"))
+        palette = png.palette if png.palette is not None else _grays(png.bits)
+        colours = png.pixels if png.pixels.ndim == 3 else palette[png.pixels]
+        codes = _codes(colours)
+        return {_color_key(code): codes == code for code in np.unique(codes)[:_MOST_DRAWN].tolist()}
 
 
 class _GrayPictures(MaskReader):
     """Gray levels of any picture."""
 
+    def __init__(self) -> None:
+        self.codec = open_codec("threshold", MaskFormat.binary())
+
     def stems(self, root: Path) -> list[str]:
-        return list(find_files(root, PICTURE_SUFFIXES))
+        return self.codec.stems(root)
 
     def files(self, root: Path, stem: str) -> list[Path]:
-        return existing(path_of(root, stem, suffix) for suffix in PICTURE_SUFFIXES)[:1]
+        return self.codec.files(root, stem)
 
-    def count(self, root: Path, stem: str) -> MaskCounts:
-        path, values = self._read(root, stem)
-        return MaskCounts(values.shape, f"gray picture ({path.suffix.lower()})", count_values(values))
+    def count(self, root: Path, stem: str, like: Path | None = None) -> MaskCounts:
+        values = self.values(root, stem)
+        return MaskCounts(values.shape, "gray picture", count_values(values))
 
-    def values(self, root: Path, stem: str) -> np.ndarray | None:
-        return self._read(root, stem)[1]
+    def values(self, root: Path, stem: str) -> np.ndarray:
+        files = self.files(root, stem)
+        if not files:
+            raise ValueError(f"{root / stem}: no such mask.")
+        return np.ascontiguousarray(read_image_file(files[0], gray=True)[..., 0])
 
-    def _read(self, root: Path, stem: str) -> tuple[Path, np.ndarray]:
-        path = self.files(root, stem)[0]
-        return path, np.ascontiguousarray(read_image(path, gray=True)[..., 0])
+    def marks(self, root: Path, stem: str) -> dict[Key, np.ndarray]:
+        return {255: self.values(root, stem) > 127}
 
 
 class _CodecValues(MaskReader):
@@ -170,8 +195,10 @@ class _CodecValues(MaskReader):
     def files(self, root: Path, stem: str) -> list[Path]:
         return self.codec.files(root, stem)
 
-    def count(self, root: Path, stem: str) -> MaskCounts:
+    def count(self, root: Path, stem: str, like: Path | None = None) -> MaskCounts:
         plane = self.values(root, stem)
+        if like is not None:
+            self.codec.check_like(root, stem, like)
         return MaskCounts(plane.shape, self.codec.name, count_values(plane))
 
     def values(self, root: Path, stem: str) -> np.ndarray:
@@ -199,8 +226,15 @@ class _ClassPlanes(MaskReader):
     def files(self, root: Path, stem: str) -> list[Path]:
         return self.codec.files(root, stem)
 
-    def count(self, root: Path, stem: str) -> MaskCounts:
-        return count_planes(self.codec.read(root, stem), self.names, self.codec.name)
+    def count(self, root: Path, stem: str, like: Path | None = None) -> MaskCounts:
+        planes = self.codec.read(root, stem)
+        if like is not None:
+            self.codec.check_like(root, stem, like)
+        return count_planes(planes, self.names, self.codec.name)
+
+    def marks(self, root: Path, stem: str) -> dict[Key, np.ndarray]:
+        planes = self.codec.read(root, stem)
+        return {name: marks for c, name in enumerate(self.names) if (marks := planes[..., c] == 1).any()}
 
 
 def count_planes(planes: np.ndarray, names: tuple[str, ...], kind: str) -> MaskCounts:
@@ -237,17 +271,21 @@ def _format(coding: Coding) -> MaskFormat:
 
 
 def _count_colours(pixels: np.ndarray) -> dict[Key, int]:
+    return {_color_key(code): number for code, number in count_values(_codes(pixels)).items()}
+
+
+def _codes(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) uint32, one number for each colour of (H, W, 3 or 4) pixels; transparency is left out."""
     import cv2
 
     if pixels.dtype != np.uint8:
         pixels = (pixels >> 8).astype(np.uint8)
-    rgba = pixels if pixels.shape[2] == 4 else cv2.cvtColor(pixels, cv2.COLOR_RGB2RGBA)
-    codes = np.ascontiguousarray(rgba).view("<u4")[..., 0]
-    counts: dict[Key, int] = {}
-    for code, number in count_values(codes).items():
-        key = _text((code & 255, code >> 8 & 255, code >> 16 & 255))
-        counts[key] = counts.get(key, 0) + number
-    return counts
+    rgba = cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_RGB2RGBA)
+    return rgba.view("<u4")[..., 0]
+
+
+def _color_key(code: int) -> str:
+    return _text((code & 255, code >> 8 & 255, code >> 16 & 255))
 
 
 def _grays(bits: int) -> np.ndarray:

@@ -15,6 +15,8 @@ import numpy as np
 
 from segkit.data.images import ImageRef
 from segkit.data.layouts import Part
+from segkit.data.pairing import told_apart
+from segkit.data.patterns import Pattern
 from segkit.data.reading import ImageReading
 from segkit.data.splits import match_stems
 from segkit.inspection.stored import Key, MaskCounts, MaskReader
@@ -50,12 +52,14 @@ class ImageFacts:
 
     Attributes:
         colour: whether its bands differ.
+        lowest: its smallest value, where it is not of 8 bits.
     """
 
     size_hw: tuple[int, int]
     bands: int
     dtype: str
     colour: bool
+    lowest: float | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class Seen:
         mask_hw: size of the mask.
         kind: how the mask is stored.
         values: what the mask holds.
+        filled: the value or class that holds every pixel of it, if one does.
     """
 
     pair: Pair
@@ -89,6 +94,7 @@ class Seen:
     mask_hw: tuple[int, int] | None = None
     kind: str = ""
     values: frozenset[Key] = frozenset()
+    filled: Key | None = None
 
 
 @dataclass
@@ -162,7 +168,7 @@ def take_survey(
 
     def read(pair: Pair) -> tuple[ImageFacts | str, MaskCounts | str, Any]:
         image = _attempt(lambda: reading.read(pair.image))
-        counts = _attempt(lambda: reader.count(pair.masks, pair.mask))
+        counts = _attempt(lambda: reader.count(pair.masks, pair.mask, pair.image.path))
         if isinstance(image, str):
             return image, counts, None
         return _facts(image), counts, None if look is None else look(image)
@@ -205,8 +211,11 @@ def mask_file(reader: MaskReader, masks: Path, mask: str) -> str:
 
 def _pair_up(name: str, part: Part, reader: MaskReader, reading: ImageReading, survey: Survey) -> list[Pair]:
     """Samples with image and mask; what has only one of them is a fault."""
-    refs = reading.find(part.images)
-    masks = {stem: stem for stem in reader.stems(part.masks)}
+    named = reading.named(part.image_pattern, part.bands)
+    pattern = Pattern(part.mask_pattern)
+    refs, masks = named.find(part.images), pattern.by_stem(reader.stems(part.masks))
+    if part.images.resolve() == part.masks.resolve():
+        refs, masks = told_apart(refs, masks, named.files, pattern)
     wanted = list(refs) if part.stems is None else match_stems(part.stems, refs, part.images)
     survey.parts[name] = len(wanted)
     for stem in wanted:
@@ -229,7 +238,9 @@ def _merge(survey: Survey, pair: Pair, facts: ImageFacts | str, counts: MaskCoun
     if isinstance(counts, str):
         survey.add(Seen(pair, image), None)
         return
-    survey.add(Seen(pair, image, counts.size_hw, counts.kind, frozenset(counts.pixels)), counts)
+    size = counts.size_hw[0] * counts.size_hw[1]
+    filled = next((key for key, pixels in counts.pixels.items() if pixels == size), None)
+    survey.add(Seen(pair, image, counts.size_hw, counts.kind, frozenset(counts.pixels), filled), counts)
     if image is not None and image.size_hw != counts.size_hw:
         text = _size_text(counts.size_hw, image.size_hw)
         survey.faults.append(Fault(mask_file(reader, pair.masks, pair.mask), text, pair.stem))
@@ -252,4 +263,5 @@ def _attempt(call: Callable[[], Result]) -> Result | str:
 def _facts(image: np.ndarray) -> ImageFacts:
     some = image[::_STEP, ::_STEP]
     colour = image.shape[2] == 3 and bool((some != some[..., :1]).any())
-    return ImageFacts(image.shape[:2], image.shape[2], str(image.dtype), colour)
+    lowest = None if image.dtype == np.uint8 else float(image.min())
+    return ImageFacts(image.shape[:2], image.shape[2], str(image.dtype), colour, lowest)

@@ -14,9 +14,11 @@ import pytest
 from segkit.cli import main
 from segkit.config import read_config
 from segkit.experiment import open_masks, open_part
+from segkit.formats.codecs import open_codec
 from segkit.inspection.parts import Source, find_source
 from segkit.inspection.run import facts_line, inspect
-from tests.inspection.sets import blocks, look, write_masks
+from tests.inspection.sets import blocks, look, write_class_files, write_masks
+from tests.scenes import FORMATS, write_set
 
 CAMVID = "sky,building,pole,road,pavement,tree,sign,fence,car,pedestrian,bicyclist,ignore"
 
@@ -67,7 +69,8 @@ def test_regions_of_tumours_lie_inside_each_other(shared_data, tmp_path):
 
 def test_streets_with_and_without_names(shared_data, tmp_path):
     root = some(shared_data / "camvid", tmp_path / "camvid", 20)
-    unnamed = look(root).report["advice"]
+    folders = {"images": root / "train" / "images", "masks": root / "train" / "masks"}
+    unnamed = look(None, **folders).report["advice"]
     assert (unnamed["format"], unnamed["activation"], unnamed["codec"]) == ("multiclass", "softmax", "index_png")
     assert (unnamed["ignored_values"], unnamed["ignore_candidates"]) == ([], [11])
     named = look(root, CAMVID.split(",")).report
@@ -80,6 +83,11 @@ def test_streets_with_and_without_names(shared_data, tmp_path):
     assert named["values"]["10"]["pixel_share"] < 0.02
     assert named["overlap"]["share_0"] == pytest.approx(named["values"]["11"]["pixel_share"])
     assert advice["augment"] == "street"
+    layout = look(root, layout="camvid").report
+    assert layout["coding"]["layout"] == "camvid"
+    assert layout["advice"]["ignored_values"] == [11]
+    assert layout["advice"]["classes"][8] == "car"
+    assert layout["values"]["11"]["name"] == "ignored"
 
 
 def test_volumes(shared_data, tmp_path):
@@ -214,3 +222,118 @@ def test_facts_of_a_set_that_cannot_be_read(tmp_path):
     assert "none readable" in facts_line(found.report)
     assert not math.isnan(found.report["values"]["1"]["pixel_share"])
     assert cv2.imread(str(tmp_path / "images" / "a.jpg")) is None
+
+
+def test_objects_that_overlap(shared_data):
+    found = look(shared_data / "coco_subset")
+    report, advice = found.report, found.report["advice"]
+    assert report["coding"]["layout"] == "coco"
+    assert (advice["format"], advice["activation"], advice["codec"]) == ("multilabel", "sigmoid", "coco")
+    assert len(advice["classes"]) == 80
+    assert report["parts"] == {"train": 33, "val": 14}
+    # one picture in each file has no annotation
+    assert len(report["empty_masks"]) == 2
+    assert advice["masks"]["codec"] == {"name": "coco", "missing": "empty"}
+    assert report["overlap"]["share_2_or_more"] > 0.01
+
+
+def test_shapes_of_labelme(shared_data):
+    folder = shared_data / "voc_sample"
+    report = look(None, images=folder / "JPEGImages", masks=folder / "labelme").report
+    assert (report["advice"]["format"], report["advice"]["codec"]) == ("multilabel", "labelme")
+    assert report["advice"]["classes"] == ["bottle", "bus", "car", "chair", "person", "sofa"]
+    assert report["advice"]["masks"]["codec"]["ignored_values"] == ["__ignore__"]
+    assert any("have two labels" in note for note in report["notes"])
+    some_of = look(None, ["person", "sofa"], images=folder / "JPEGImages", masks=folder / "labelme").report["advice"]
+    assert some_of["classes"] == ["person", "sofa"]
+    assert some_of["masks"]["codec"]["others"] == "background"
+
+
+def test_masks_saved_as_jpeg_or_with_soft_borders_are_bright_or_dark(tmp_path):
+    rows, columns = np.mgrid[:80, :120]
+    marks = (rows - 40) ** 2 + (columns - 50) ** 2 < 900
+    for kind, suffix in (("jpeg", ".jpg"), ("png", ".png")):
+        for number in range(4):
+            write_masks(tmp_path / kind, {f"s{number}": np.uint8(marks) * 255})
+            (tmp_path / kind / "masks" / f"s{number}.png").unlink()
+            soft = cv2.GaussianBlur(np.roll(marks, number, 1).astype(np.float32) * 255, (5, 5), 0).astype(np.uint8)
+            cv2.imwrite(str(tmp_path / kind / "masks" / f"s{number}{suffix}"), soft)
+        found = look(tmp_path / kind, ["disc"])
+        advice = found.report["advice"]
+        assert (advice["format"], advice["activation"], advice["codec"]) == ("binary", "sigmoid", "threshold")
+        assert advice["masks"]["codec"] == "threshold"
+        assert advice["classes"] == ["disc"]
+        assert found.bad == {}
+        assert [f["fault"].split(",")[0] for f in found.report["faults"]] == (
+            [] if kind == "jpeg" else ["holds masks with soft borders"]
+        )
+        (tmp_path / "c.yaml").write_text(found.config())
+        config = read_config(tmp_path / "c.yaml", ["data.val=null"])
+        truth = np.roll(marks, 2, 1)
+        planes = open_part(config, "train", open_masks(config.masks)).read(2).planes[..., 0]
+        assert ((planes == 1) != truth).mean() < 0.01
+
+
+@pytest.mark.parametrize("kind", ["exclusive", "overlapping"])
+def test_tiff_masks_of_one_number_or_a_page_for_each_class(tmp_path, kind):
+    codec = open_codec("tiff", FORMATS[kind])
+    data = write_set(tmp_path, FORMATS[kind], 3, codec=codec)
+    report = look(tmp_path).report
+    advice = report["advice"]
+    assert (advice["codec"], advice["format"]) == ("tiff", FORMATS[kind].to_dict()["format"])
+    if kind == "overlapping":
+        assert advice["classes"] == ["left", "disc"]
+        planes = np.stack([data.read(n).planes for n in range(3)])
+        assert report["overlap"]["share_2_or_more"] == pytest.approx((planes.sum(-1) == 2).mean())
+
+
+def test_files_named_by_patterns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(6):
+        write_masks(tmp_path, {f"s{number}_mask": blocks([0, 1, 3], (64, 96))})
+        (tmp_path / "images" / f"s{number}_mask.jpg").rename(tmp_path / "images" / f"s{number}_photo.jpg")
+    patterns = ("--image-pattern", "{stem}_photo", "--mask-pattern", "{stem}_mask")
+    folders = ("--images", "images", "--masks", "masks")
+    assert segkit("inspect", *folders, *patterns, "--strict", "--write", "c.yaml", "--json", "r.json") == 0
+    assert json.loads(Path("r.json").read_text())["masks"] == 6
+    config = read_config("c.yaml")
+    assert len(open_part(config, "train", open_masks(config.masks))) == 5
+    assert segkit("inspect", *folders, "--strict") == 1
+
+
+def test_class_files_that_are_absent_mean_that_nothing_is_there(tmp_path):
+    left, right = blocks([1, 1, 0, 0]) == 1, blocks([0, 1, 1, 0]) == 1
+    planes = {"left": {f"s{n}": left for n in range(8)}, "right": {f"s{n}": right for n in range(0, 8, 2)}}
+    report = look(write_class_files(tmp_path, planes)).report
+    assert report["faults"] == []
+    assert report["values"]["right"]["images"] == 4
+    assert report["advice"]["masks"]["codec"] == {"name": "file_per_class", "missing": "empty"}
+    assert "4 class files are absent" in report["coding"]["text"]
+
+
+def test_a_config_with_bad_samples_leaves_them_out_by_itself(data, tmp_path, monkeypatch, capsys):
+    (data / "train" / "masks" / "train3.png").write_bytes(b"broken")
+    monkeypatch.chdir(tmp_path)
+    assert segkit("inspect", "data", "--write", "c.yaml") == 0
+    assert "c_quarantine.txt: 1 samples to leave out" in capsys.readouterr().out
+    config = read_config("c.yaml")
+    assert open_part(config, "train", open_masks(config.masks)).verify().total() == 5
+
+
+def test_a_page_with_pictures_of_all_samples(data, tmp_path, capsys):
+    (data / "train" / "masks" / "train3.png").write_bytes(b"broken")
+    assert segkit("inspect", data, "--html", tmp_path / "r.html") == 0
+    text = (tmp_path / "r.html").read_text()
+    for stem in ("train0", "train3", "val1"):
+        assert stem in text
+    assert text.count("data:image/webp") >= 8
+    assert "binary" in text
+
+
+@pytest.mark.parametrize("name", ["color_png", "nifti", "threshold"])
+def test_pages_are_drawn_of_every_coding(tmp_path, name):
+    kind = "binary" if name == "threshold" else "exclusive"
+    write_set(tmp_path / "d", FORMATS[kind], 3, codec=open_codec(name, FORMATS[kind]))
+    found = look(tmp_path / "d")
+    found.write_page(tmp_path / "r.html")
+    assert (tmp_path / "r.html").read_text().count("data:image/webp") >= 6
