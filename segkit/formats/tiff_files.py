@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import math
+import struct
 from typing import Any
 
 import cv2
@@ -38,6 +40,7 @@ def decode_tiff(data: bytes, gray: bool | None, limit: int) -> np.ndarray:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
         # Not other files, which the description of an OME-TIFF may name.
+        check_chain(data)
         with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
             series = file.series[0]
             _check_size(series, limit)
@@ -73,6 +76,28 @@ def _check_size(series: Any, limit: int) -> None:
         raise Refused(f"declares {shape} values, expected at most {_MAX_BANDS} for each of {limit} pixels")
 
 
+def check_chain(data: bytes) -> None:
+    """Refuse a TIFF file whose pages lead in a circle, which tifffile would follow for minutes.
+
+    Raises:
+        ValueError: says so, without the name of the file.
+    """
+    order = "<" if data.startswith(b"II") else ">"
+    # Where the first page stands, how its entries are counted, how long one is, how the next page is told.
+    first, count, entry, link = (8, "Q", 20, "Q") if 43 in data[2:4] else (4, "H", 12, "I")
+    seen: set[int] = set()
+    try:
+        (offset,) = struct.unpack_from(order + link, data, first)
+        while offset:
+            if offset in seen:
+                raise Refused("is damaged: its pages lead in a circle")
+            seen.add(offset)
+            (entries,) = struct.unpack_from(order + count, data, offset)
+            (offset,) = struct.unpack_from(order + link, data, offset + struct.calcsize(count) + entry * entries)
+    except struct.error:
+        return  # a page beyond the end, at which tifffile stops
+
+
 def check_page(page: Any, data: bytes) -> None:
     """Refuse a page whose strips or tiles are not all there, or would unfold to more than the page.
 
@@ -86,6 +111,9 @@ def check_page(page: Any, data: bytes) -> None:
     tile = key.tiledepth * key.tilelength * key.tilewidth if key.is_tiled else 0
     if tile > 4 * size + 2**20:
         raise Refused(f"is cut into tiles of {tile} pixels, but has only {size}")
+    parts = math.prod(key.chunked)
+    if not len(page.dataoffsets) >= parts <= len(page.databytecounts):
+        raise Refused(f"is damaged: it has {len(page.dataoffsets)} of {parts} parts of its picture")
     stored, empty = 0, 0
     for offset, count in zip(page.dataoffsets, page.databytecounts, strict=False):
         # tifffile fills strips that lie behind the end of the file with zeros.

@@ -7,9 +7,7 @@ lie within the file, for it fills what lies behind the end with zeros.
 from __future__ import annotations
 
 import io
-import itertools
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +23,6 @@ from segkit.formats.limits import max_pixels
 _PAGE_NAME = 285
 # Smaller copies of a page (overviews of GeoTIFFs) and masks of transparency, which hold no labels.
 _REDUCED, _TRANSPARENCY = 1, 4
-# For each page of labels: 32 overviews, each half as wide as the one before, and a mask of transparency for each.
-_MAX_EXTRAS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +47,7 @@ def read_layers(path: str | Path, most: int) -> TiffLayers:
     # Imported here: tifffile costs 0.1 s, and most data sets hold no TIFF.
     import tifffile
 
-    from segkit.formats.tiff_files import Refused, check_page
+    from segkit.formats.tiff_files import Refused, check_chain, check_page
 
     content = read_whole(path)
     if not is_tiff(content):
@@ -59,13 +55,16 @@ def read_layers(path: str | Path, most: int) -> TiffLayers:
     # Damage is raised below with the name of the file; tifffile would print it as well.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)
     try:
+        check_chain(content)
         with tifffile.TiffFile(io.BytesIO(content), _multifile=False) as file:
             pages = _label_pages(file, most)
             _check_sizes(pages)
             for page in pages:
                 check_page(page, content)
-            layers = [np.moveaxis(page.asarray(squeeze=False)[:, 0], 0, -2) for page in pages]
-            names = [_name(page) for page in pages for _ in range(page.samplesperpixel)]
+            # (samples, 1, H, W, samples): planar samples come first, interleaved ones last.
+            stored = [np.moveaxis(page.asarray(squeeze=False)[:, 0], 0, -2) for page in pages]
+            layers = [samples.reshape(*samples.shape[:2], -1) for samples in stored]
+            names = [_name(page) for page, layer in zip(pages, layers, strict=True) for _ in range(layer.shape[2])]
     except (_Unfit, Refused) as error:
         raise ValueError(f"{path}: {error}. Restore the file or leave it out.") from None
     except MemoryError:
@@ -74,7 +73,7 @@ def read_layers(path: str | Path, most: int) -> TiffLayers:
         raise ValueError(
             f"{path}: cannot be decoded as TIFF ({error or type(error).__name__}). Restore the file or leave it out."
         ) from None
-    return TiffLayers(np.concatenate([a.reshape(*a.shape[:2], -1) for a in layers], axis=2), tuple(names))
+    return TiffLayers(np.concatenate(layers, axis=2), tuple(names))
 
 
 def write_layers(
@@ -118,8 +117,7 @@ class _Unfit(ValueError):
 
 def _label_pages(file: Any, most: int) -> list[Any]:
     pages: list[Any] = []
-    # One by one, and only so many: a damaged file may lead from page to page without end.
-    for page in itertools.islice(file.pages, _MAX_EXTRAS * most):
+    for page in file.pages:
         if page.subfiletype & (_REDUCED | _TRANSPARENCY):
             continue
         if len(pages) == most:
@@ -141,8 +139,6 @@ def _check_sizes(pages: list[Any]) -> None:
     for page in pages:
         if page.imagedepth != 1:
             raise _Unfit(f"is a volume of {page.imagedepth} slices in one page, expected a page of one mask")
-        if len(page.dataoffsets) < math.prod(page.chunked) or len(page.databytecounts) < len(page.dataoffsets):
-            raise _Unfit("is damaged: parts of the picture are missing")
 
 
 def _name(page: Any) -> str:

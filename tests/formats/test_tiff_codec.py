@@ -227,17 +227,33 @@ def test_more_pixels_than_allowed_are_refused_before_they_are_decoded(tmp_path, 
         open_codec(CITY, STREET).read(tmp_path, "a")
 
 
-def test_pages_that_lead_in_a_circle_end(tmp_path):
-    tifffile.imwrite(tmp_path / "a.tif", np.zeros((2, 3), np.uint8), metadata=None)
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+def test_pages_that_lead_in_a_circle_are_refused(bigtiff, byteorder, tmp_path):
+    first, count, entry, link = (8, "Q", 20, "Q") if bigtiff else (4, "H", 12, "I")
+    with tifffile.TiffWriter(tmp_path / "a.tif", bigtiff=bigtiff, byteorder=byteorder) as file:
+        for marks in MARKS:
+            file.write(marks, metadata=None)
     content = bytearray((tmp_path / "a.tif").read_bytes())
-    (first,) = struct.unpack_from("<I", content, 4)
-    (entries,) = struct.unpack_from("<H", content, first)
-    struct.pack_into("<I", content, first + 2 + 12 * entries, first)
-    (tmp_path / "a.tif").write_bytes(content)
-    with pytest.raises(ValueError, match="has more than 1 page"):
-        open_codec("tiff", STREET).read(tmp_path, "a")
-    # Pages that hold no labels count too, or they would be passed over for ever.
-    struct.pack_into("<HHII", content, first + 2, 254, 4, 1, 1)
-    (tmp_path / "a.tif").write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.tif"):
-        open_codec("tiff", STREET).read(tmp_path, "a")
+    (second,) = struct.unpack_from(byteorder + link, content, first)
+    for _ in range(2):  # the third page leads back to the first
+        (entries,) = struct.unpack_from(byteorder + count, content, second)
+        place = second + struct.calcsize(count) + entry * entries
+        (second,) = struct.unpack_from(byteorder + link, content, place)
+    (entries,) = struct.unpack_from(byteorder + count, content, second)
+    place = second + struct.calcsize(count) + entry * entries
+    content[place : place + struct.calcsize(link)] = content[first : first + struct.calcsize(link)]
+    (tmp_path / "bad.tif").write_bytes(content)
+    assert open_codec("tiff", BRATS).read(tmp_path, "a").shape == (5, 7, 3)
+    for spec, format in (("tiff", BRATS), ("threshold", BINARY)):
+        with pytest.raises(ValueError, match=r"bad\.tif: .*its pages lead in a circle"):
+            open_codec(spec, format).read(tmp_path, "bad")
+
+
+def test_pictures_without_all_their_parts_are_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((40, 60), np.uint8), rowsperstrip=40, metadata=None)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+") as file:
+        file.pages[0].tags["RowsPerStrip"].overwrite(10)
+    for spec, format in (("tiff", STREET), ("threshold", BINARY)):
+        with pytest.raises(ValueError, match=r"a\.tif: .*it has 1 of 4 parts"):
+            open_codec(spec, format).read(tmp_path, "a")
