@@ -390,7 +390,5 @@ def test_a_tiff_whose_bytes_cannot_hold_its_pixels_is_refused(tmp_path):
     content = bytearray(file.getvalue())
     for position in places:
         content[position : position + 2] = struct.pack("<H", 60000)
-    with pytest.raises(
-        ValueError, match=r"declares 60000x64 pixels of 3 bands, which its .* cannot hold"
-    ):
+    with pytest.raises(ValueError, match=r"declares 60000x64 pixels of 3 bands, which its .* cannot hold"):
         read(tmp_path, bytes(content))
