@@ -57,3 +57,11 @@ def test_two_negative_sizes_are_no_volume(tmp_path):
     (tmp_path / "a.nii").write_bytes(content)
     with pytest.raises(ValueError, match=r"a\.nii: "):
         open_nifti(tmp_path / "a.nii")
+
+
+def test_a_voxel_size_that_vanishes_counts_as_none(tmp_path):
+    content = nifti(nibabel.Nifti2Image)
+    content[104 + 8 * 3 : 104 + 8 * 4] = np.float64(2.8e-309).tobytes()  # pixdim[3]
+    content[344:352] = bytes(8)  # qform_code, sform_code
+    (tmp_path / "a.nii").write_bytes(content)
+    assert decode_nifti(tmp_path / "a.nii").spacing_mm == (1.0, 1.0, 1.0)
