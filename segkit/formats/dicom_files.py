@@ -93,6 +93,9 @@ def is_dicom(path: Path) -> bool:
     if path.suffix.lower() in _NEVER_DICOM:
         return False
     try:
+        # A pipe would be waited for without end.
+        if not path.is_file():
+            return False
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
     except OSError:

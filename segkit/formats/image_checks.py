@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from segkit.formats.png_files import PNG_SIGNATURE, check_packed, walk_chunks
+from segkit.formats.png_files import PNG_SAMPLES, PNG_SIGNATURE, check_packed, walk_chunks
 from segkit.formats.rare_checks import GIF, JPEG_2000, check_gif, check_jpeg_2000, check_pnm, is_pnm
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -35,7 +35,7 @@ class Header:
         kind: `png`, `jpeg`, `webp`, `bmp`, `gif`, `pnm` or `jp2`.
         size_hw: (height, width).
         depth: bits per band; 32 for floats.
-        bands: of a JPEG or JPEG 2000, as stored, else None.
+        bands: as stored (one for a palette); None where it does not matter.
         orientation: of a JPEG or PNG, as EXIF counts (1 is upright); 0 if the note of it cannot be read.
     """
 
@@ -79,7 +79,7 @@ def check_encoded(data: bytes) -> Header:
 def _check_png(data: bytes) -> Header:
     if len(data) < 33 or data[12:16] != b"IHDR":
         raise ValueError("is cut short: the PNG header is not complete")
-    width, height, depth = struct.unpack(">IIB", data[16:25])
+    width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
     # libpng stops at a wrong check sum and leaves the rest of the picture black.
     packed, orientation = 0, 1
     for kind, start, end in walk_chunks(data):
@@ -88,7 +88,7 @@ def _check_png(data: bytes) -> Header:
         elif kind == b"eXIf":
             orientation = _exif_orientation(data[start + 8 : end - 4])
     check_packed(data[16:29], packed)
-    return Header("png", (height, width), depth, orientation=orientation)
+    return Header("png", (height, width), depth, PNG_SAMPLES.get(colour), orientation=orientation)
 
 
 def _check_jpeg(data: bytes) -> Header:

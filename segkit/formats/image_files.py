@@ -32,7 +32,8 @@ def read_image_file(path: str | Path, gray: bool | None = False, limit: int | No
 
     8-bit images are red, green, blue: gray is repeated, alpha is dropped, palettes and 1-bit images become colours,
     and the orientation a camera noted is applied. Every other depth, and 8-bit TIFF and JPEG 2000 files of more than
-    4 bands keep the bands they have. Several pages of a TIFF are bands of one image; animations are refused.
+    4 bands keep the bands they have. Several pages of a TIFF are bands of one image. Of an animated PNG
+    the still picture is read; other animations are refused.
 
     Args:
         path: PNG, JPEG, WebP, BMP, GIF, PBM, PGM, PPM, PFM, JPEG 2000 or TIFF, told by content and not by suffix.
@@ -115,6 +116,8 @@ def _decode_with_opencv(data: bytes, header: Header, gray: bool | None) -> np.nd
     if image is None:
         return None
     image = image[..., None] if image.ndim == 2 else image
+    if deep and header.kind == "png" and header.bands == 2:
+        return image[..., [0, 3]]  # gray and alpha, which OpenCV spreads to four
     if image.shape[2] >= 3:
         image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB if image.shape[2] == 3 else cv2.COLOR_BGRA2RGBA)
     # What is not decoded as colours or gray stays as it lies in the file.

@@ -157,7 +157,8 @@ def nifti_grid(image: Any, path: Path) -> Grid:
     unit_mm = _UNITS_MM.get(int(header["xyzt_units"]) & 7, 1.0)
     if int(header["sform_code"]) == int(header["qform_code"]) == 0:
         sizes = np.abs(np.asarray(header["pixdim"][1:4], np.float64))
-        sizes[~(np.isfinite(sizes) & (sizes > 0))] = 1.0
+        # Smaller ones are damage, and their axis would be lost when axes are brought to one order.
+        sizes[~(np.isfinite(sizes) & (sizes > 1e-20))] = 1.0
         return Grid(shape, np.diag([*(sizes * unit_mm), 1.0]), oriented=False)
     affine = checked_affine(header.get_best_affine(), path)
     return Grid(shape, np.diag([unit_mm, unit_mm, unit_mm, 1.0]) @ affine)

@@ -20,7 +20,7 @@ from segkit.formats.limits import max_pixels
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
-_SAMPLES = {_GRAY: 1, _RGB: 3, _PALETTE: 1, _GRAY_ALPHA: 2, _RGB_ALPHA: 4}
+PNG_SAMPLES = {_GRAY: 1, _RGB: 3, _PALETTE: 1, _GRAY_ALPHA: 2, _RGB_ALPHA: 4}
 # Filters of a row, of which there are five.
 _STORED, _DIFFERENCES = 0, 1
 
@@ -151,7 +151,7 @@ def check_packed(header: bytes, packed: int) -> None:
         ValueError: says what is wrong, without the name of the file.
     """
     width, height, bits, kind = struct.unpack_from(">IIBB", header)
-    stored = height * width * bits * _SAMPLES.get(kind, 1) // 8
+    stored = height * width * bits * PNG_SAMPLES.get(kind, 1) // 8
     if stored > 1040 * packed + 4096:
         raise ValueError(f"declares {height}x{width} pixels, which its {packed} bytes of data cannot hold")
     if packed > 4 * (stored + height) + 65536:

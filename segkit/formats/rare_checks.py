@@ -99,10 +99,17 @@ def check_pnm(data: bytes) -> tuple[tuple[int, int], int, int]:
 
 
 def plain_pnm(data: bytes) -> bytes:
-    """The same PNM file with a header that no two readers take differently: no comments, single blanks."""
+    """The same picture with a header that no two readers take differently: no comments, 8 bits up to 255, scale 1."""
     (height, width), kind, largest, raster = _pnm_header(data)
-    scale = b"" if kind in b"14" else f"{largest:g}\n".encode()
-    return b"P%c\n%d %d\n%s" % (kind, width, height, scale) + data[raster:]
+    pixels = data[raster:]
+    if kind in b"fF":
+        largest = 1 if largest > 0 else -1  # the sign says in which order bytes lie
+    elif kind in b"56" and largest < 255:
+        pixels = pixels.translate(bytes(min(255, round(255 * value / largest)) for value in range(256)))
+        largest = 255
+    scale = b"" if kind in b"14" else b"%d\n" % largest
+    # OpenCV wants a blank behind the last number of a text.
+    return b"P%c\n%d %d\n%s" % (kind, width, height, scale) + pixels + b"\n" * (kind in b"123")
 
 
 def _pnm_header(data: bytes) -> tuple[tuple[int, int], bytes, float, int]:

@@ -30,7 +30,7 @@ def encode(kind, image=PICTURE, **options):
 def test_size_is_read_from_the_header(kind, options):
     header = check_encoded(encode(kind, **options))
     assert (header.kind, header.size_hw, header.depth, header.orientation) == (kind, (17, 300), 8, 1)
-    assert header.bands == (3 if kind == "jpeg" else None)
+    assert header.bands == (3 if kind in ("jpeg", "png") else None)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
