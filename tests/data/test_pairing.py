@@ -194,6 +194,21 @@ def test_a_copy_knows_patterns_and_every_file(city, tmp_path, monkeypatch):
     assert (copy.read(0).image.max(), copy.read(0).planes.max()) == (20, 2)
 
 
+def test_a_copy_of_masks_in_one_file_knows_which_of_them(city):
+    class OneFile(StandInCodec):
+        def files(self, root, stem):
+            return [city / "masks" / "bonn" / "bonn_1_ids.npy"]
+
+    def origin(mask_pattern):
+        folders = city / "images", city / "masks"
+        patterns = {"image_pattern": "{stem}_left", "mask_pattern": mask_pattern}
+        return MaskDataset(*folders, OneFile(FORMAT), **patterns)._origin()
+
+    ids, colours = origin("{stem}_ids"), origin("{stem}_colours")
+    assert (ids.image_files, ids.mask_files) == (colours.image_files, colours.mask_files)
+    assert ids.fingerprint != colours.fingerprint
+
+
 def test_a_reading_drops_names_for_new_images_but_keeps_bands():
     named = ImageReading(axis="x").named("{stem}_left", None)
     assert named.for_new_images() == ImageReading(axis="x")

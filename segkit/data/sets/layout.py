@@ -75,7 +75,8 @@ class Layout(ABC):
         known = self.parts(root)
         if name not in known and not {"images", "masks"} <= given.keys():
             raise ValueError(self._absent_text(root, name, given, known))
-        part = known.get(name, Part(root, root))
+        # Files of a part that only the config knows are most likely named as those of the other parts.
+        part = known.get(name) or next(iter(known.values()), Part(root, root))
         changes: dict[str, Any] = {key: root / given[key] for key in ("images", "masks") if key in given}
         changes |= {key: given[key] for key in ("image_pattern", "mask_pattern") if key in given}
         if "images" in given:
@@ -88,7 +89,7 @@ class Layout(ABC):
 
     def _absent_text(self, root: Path, name: str, given: Mapping[str, Any], known: Iterable[str]) -> str:
         there = list(known)
-        if there:
+        if "train" in there:
             way_out = f"Take a share of the training part ({name}: {{from: train, fraction: 0.1}}), or name its folders"
         else:
             way_out = "Correct `data.root`, or name the folders"

@@ -44,6 +44,10 @@ def test_cityscapes_has_no_labels_for_its_test_part(tmp_path):
     write_cityscapes(tmp_path)
     with pytest.raises(ValueError, match=r"no part 'test' here; found are \['train', 'val'\]\. .*from: train"):
         open_set(tmp_path, "cityscapes", train={}, test={})
+    named = {"images": "leftImg8bit/test", "masks": "gtFine/test"}
+    assert stems_and_values(open_set(tmp_path, "cityscapes", train={}, test=named).test) == {
+        "bonn/bonn_000000_000019": 150
+    }
     coarse = {"masks": "gtCoarse/train", "mask_pattern": "{stem}_gtCoarse_labelIds"}
     for city in ("aachen", "bochum"):
         path = tmp_path / "gtCoarse" / "train" / city / f"{city}_000000_000019_gtCoarse_labelIds.png"
