@@ -86,6 +86,7 @@ class Seen:
         mask_hw: size of the mask.
         kind: how the mask is stored.
         values: what the mask holds.
+        filled: the value or class that holds every pixel of it, if one does.
     """
 
     pair: Pair
@@ -93,6 +94,7 @@ class Seen:
     mask_hw: tuple[int, int] | None = None
     kind: str = ""
     values: frozenset[Key] = frozenset()
+    filled: Key | None = None
 
 
 @dataclass
@@ -236,7 +238,9 @@ def _merge(survey: Survey, pair: Pair, facts: ImageFacts | str, counts: MaskCoun
     if isinstance(counts, str):
         survey.add(Seen(pair, image), None)
         return
-    survey.add(Seen(pair, image, counts.size_hw, counts.kind, frozenset(counts.pixels)), counts)
+    size = counts.size_hw[0] * counts.size_hw[1]
+    filled = next((key for key, pixels in counts.pixels.items() if pixels == size), None)
+    survey.add(Seen(pair, image, counts.size_hw, counts.kind, frozenset(counts.pixels), filled), counts)
     if image is not None and image.size_hw != counts.size_hw:
         text = _size_text(counts.size_hw, image.size_hw)
         survey.faults.append(Fault(mask_file(reader, pair.masks, pair.mask), text, pair.stem))
