@@ -162,7 +162,7 @@ def _per_class(names: list[str], stems: set[str]) -> Coding | None:
         classes = Counter(name for name, _ in pairs)
         # One name alone is a prefix or suffix of all masks, not a class: `a_mask.png` belongs to `a.jpg`.
         enough = len(classes) > 1 or (classes and pattern == "{class}/{stem}.png")
-        if enough and len(pairs) >= _MOST * len(names) and _repeats(classes, pairs):
+        if enough and len(pairs) >= _MOST * len(names) and (split is not _behind or _repeats(classes, pairs)):
             options = {} if pattern == "{class}/{stem}.png" else {"pattern": pattern}
             text = f"one black-and-white PNG per class, as {pattern}"
             absent = len(classes) * len({stem for _, stem in pairs}) - len(set(pairs))

@@ -36,12 +36,15 @@ def config_text(
     lines += ["data:", *_data(source, advice, quarantine, axis)]
     lines += [_comment(f"augment: {advice.augment}", _AUGMENTS[advice.augment])]
     model = {"architecture": advice.architecture, "encoder": advice.encoder, "weights": advice.weights}
-    lines += [_comment(f"model: {flow(model)}", "a light network pretrained on ImageNet; the first try on any data")]
+    lines += [_comment(f"model: {flow(model)}", "light, pretrained on ImageNet")]
     lines += _loss(meaning, advice)
     lines += [
         "train:",
         _comment(f"  epochs: {advice.epochs}", "enough for a pretrained encoder; the best epoch is kept"),
-        _comment(f"  batch_size: {advice.batch_size}", "what fits 8 GiB of GPU memory with this crop"),
+        _comment(
+            f"  batch_size: {advice.batch_size}",
+            "about the pixels of eight crops of 320, at most 16",
+        ),
         "  lr: 1e-3",
         "  seed: 0",
         _comment(f"  monitor: {_monitor(meaning)}", "decides which epoch is best, on data.val"),

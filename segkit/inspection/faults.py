@@ -182,13 +182,13 @@ def _nothing_to_learn(survey: Survey) -> list[Fault]:
     return [Fault(str(read[0].pair.masks), f"all {len(read)} masks {what}: there is nothing to learn.")]
 
 
-def _of_one_class(survey: Survey, reader: MaskReader, unlabelled: Sequence[Key]) -> list[Fault]:
+def _of_one_class(survey: Survey, reader: MaskReader, nothing: Sequence[Key]) -> list[Fault]:
     """Masks that are one class in every pixel, where few are: of tiles of land that is common, else it is a slip."""
     read = [seen for seen in survey.seen if seen.mask_hw is not None]
-    full = [seen for seen in read if len(seen.values) == 1 and not seen.values & set(unlabelled)]
+    full = [seen for seen in read if seen.filled is not None and seen.filled not in nothing]
     if len(full) > max(1, _FEW * len(read)) or len(read) == 1:
         return []
-    return [_of_mask(s, reader, f"is {next(iter(s.values))} in every pixel. Was the whole area marked?") for s in full]
+    return [_of_mask(s, reader, f"is {s.filled} in every pixel. Was the whole area marked?") for s in full]
 
 
 def _of_mask(seen: Seen, reader: MaskReader, text: str) -> Fault:

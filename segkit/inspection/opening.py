@@ -75,8 +75,9 @@ def _open_known(masks: Mapping[str, Any]) -> Opened:
         spec = {**spec, "ignored_values": masks["ignored_values"]}
     codec = open_codec(spec, format)
     text = CODEC_TEXTS[codec.name]
+    options = {key: spec[key] for key in ("missing",) if key in spec}
     if format.num_planes > 1:
-        coding = Coding(codec.name, text, classes=format.names)
+        coding = Coding(codec.name, text, options, format.names)
         return Opened(coding, open_reader(coding, codec), Naming(), list(format.names), section)
     coding = Coding(codec.name, text)
     return Opened(coding, open_reader(coding), names_of_codec(codec), masks=section)

@@ -65,7 +65,7 @@ def find_source(
         here = Path(".")
         return Source(here, {"train": find_layout(FOLDERS).part(here, "train", part)}, {"root": ".", "train": part})
     assert root is not None
-    if not root.is_dir():
+    if layout is None and not root.is_dir():  # a layout may write its data
         raise ValueError(f"{root}: no such folder.")
     name = layout if layout is not None else recognise(root)
     if name in _PLAIN and (layout is None or layout == FOLDERS):

@@ -25,8 +25,8 @@ Progress = Callable[[int, int], None]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Pixels looked at to tell gray from colour.
-_STEP = 8
+# Rows and columns that are looked at to tell gray from colour.
+_LINES = 32
 # Work handed to threads before its results are taken: what is decoded and waits is bounded by this.
 _AHEAD = 4
 
@@ -261,7 +261,7 @@ def _attempt(call: Callable[[], Result]) -> Result | str:
 
 
 def _facts(image: np.ndarray) -> ImageFacts:
-    some = image[::_STEP, ::_STEP]
+    some = image[:: max(1, image.shape[0] // _LINES), :: max(1, image.shape[1] // _LINES)]
     colour = image.shape[2] == 3 and bool((some != some[..., :1]).any())
     lowest = None if image.dtype == np.uint8 else float(image.min())
     return ImageFacts(image.shape[:2], image.shape[2], str(image.dtype), colour, lowest)

@@ -48,6 +48,12 @@ def test_masks_in_folders_as_their_images_are_no_class_files(tmp_path):
     assert find_coding(tmp_path, ["a", "b"]).classes == ("sea", "town")
 
 
+def test_one_image_of_many_classes(tmp_path):
+    for number in range(5):
+        write_png(tmp_path / f"organ{number}" / "a.png", MARKS)
+    assert find_coding(tmp_path, ["a"]).classes == tuple(f"organ{number}" for number in range(5))
+
+
 def test_one_suffix_for_all_masks_is_no_class(tmp_path):
     for stem in ("a", "b", "c"):
         write_png(tmp_path / f"{stem}_mask.png", MARKS)

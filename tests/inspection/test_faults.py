@@ -162,6 +162,17 @@ def test_one_mask_that_is_one_class_all_over(root):
     assert faults(root) == []  # a habit of the set
 
 
+def test_a_class_file_that_is_all_white_and_one_that_is_not(tmp_path):
+    part, everywhere = blocks([0, 1]) == 1, blocks([1]) == 1
+    planes = {"a": {f"s{n}": part for n in range(8)} | {"w": everywhere}, "b": {f"s{n}": part for n in range(8)}}
+    planes["b"]["w"] = np.zeros_like(part)
+    # s0 holds one class alone, but not everywhere
+    planes["b"]["s0"] = np.zeros_like(part)
+    found = look(write_class_files(tmp_path, planes))
+    assert set(found.bad) == {"w"}
+    assert "is a in every pixel" in found.bad["w"][0]
+
+
 def test_an_image_in_two_parts_is_told_and_left_in(tmp_path):
     for part, number in (("train", 6), ("val", 3)):
         write_masks(tmp_path, {f"{part}{n}": blocks([0, 1]) for n in range(number)}, part)

@@ -337,3 +337,10 @@ def test_pages_are_drawn_of_every_coding(tmp_path, name):
     found = look(tmp_path / "d")
     found.write_page(tmp_path / "r.html")
     assert (tmp_path / "r.html").read_text().count("data:image/webp") >= 6
+
+
+def test_a_layout_may_write_its_data(tmp_path):
+    report = look(tmp_path / "scene", layout="scene").report
+    assert report["advice"]["classes"] == ["sky", "ground", "building", "ball"]
+    assert report["advice"]["ignored_values"] == [255]
+    assert report["faults"] == []

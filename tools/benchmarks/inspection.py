@@ -23,7 +23,7 @@ _DECODING = "decoding image and mask alone"
 
 def inspection(settings: Settings) -> list[Row]:
     """Files to a report: images/s of `segkit inspect`, beside decoding the same files in as many threads."""
-    images, size_hw = (4, (48, 80)) if settings.small else (64, (512, 1024))
+    images, size_hw = (4, (48, 80)) if settings.small else (128, (512, 1024))
     with tempfile.TemporaryDirectory() as folder:
         streets, regions = Path(folder, "streets"), Path(folder, "regions")
         for root in (streets, regions):
