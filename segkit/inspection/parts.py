@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,8 @@ def find_source(
     Args:
         root: with the folders of a layout, or `train/images`, `train/masks` and so on, or `images` and `masks`.
         images, masks: folders in place of a root; masks may be a COCO file.
-        layout: a name in `LAYOUTS`; without it, it is told from the folders.
+        layout: a name in `LAYOUTS`; without it, it is told from the folders of `root`. Beside `images` and `masks` it
+            only says what the masks mean.
         image_pattern, mask_pattern: how files are named after samples, see `Pattern`.
 
     Raises:
@@ -59,11 +61,10 @@ def find_source(
     patterns = {"image_pattern": image_pattern, "mask_pattern": mask_pattern}
     given = {key: value for key, value in patterns.items() if value is not None}
     if images is not None and masks is not None:
-        if layout is not None:
-            raise ValueError("--layout says where images and masks lie below ROOT: give ROOT, or leave it away.")
         part = {"images": str(images), "masks": str(masks), **given}
         here = Path(".")
-        return Source(here, {"train": find_layout(FOLDERS).part(here, "train", part)}, {"root": ".", "train": part})
+        parts = {"train": find_layout(FOLDERS).part(here, "train", part)}
+        return Source(here, parts, {"root": ".", "train": part}, layout, _named_masks(layout, images, masks))
     assert root is not None
     if layout is None and not root.is_dir():  # a layout may write its data
         raise ValueError(f"{root}: no such folder.")
@@ -72,6 +73,14 @@ def find_source(
         return _plain(root, given)
     assert name is not None
     return _described(root, name, find_layout(name), given)
+
+
+def _named_masks(layout: str | None, images: Path, masks: Path) -> dict[str, Any] | None:
+    """What `layout` says of masks that lie in a folder of their own."""
+    if layout is None:
+        return None
+    # Names that a data set keeps in a file of its own lie above its images and masks.
+    return find_layout(layout).masks(Path(os.path.commonpath([images.absolute(), masks.absolute()]))) or None
 
 
 def without_names(source: Source) -> Source:
