@@ -88,6 +88,9 @@ def test_streets_with_and_without_names(shared_data, tmp_path):
     assert layout["advice"]["ignored_values"] == [11]
     assert layout["advice"]["classes"][8] == "car"
     assert layout["values"]["11"]["name"] == "ignored"
+    beside = look(None, layout="camvid", **folders).report  # the layout names what lies in any folders
+    assert beside["advice"]["ignored_values"] == [11]
+    assert beside["advice"]["classes"] == layout["advice"]["classes"]
 
 
 def test_volumes(shared_data, tmp_path):
