@@ -9,6 +9,9 @@ from segkit.formats.class_regions import ClassRegions
 from segkit.formats.mask_format import BACKGROUND, MaskFormat
 
 OTHERS = ("error", "background", "ignore")
+# In place of the number of a class: "do not look here", and "nothing says what it stands for". Not 255, the ignored
+# value of planes of 8 bits: one of 300 overlapping classes may have that number.
+IGNORED, UNDECLARED = -1, -2
 
 
 class ClassLabels:
@@ -34,6 +37,7 @@ class ClassLabels:
         others: str = "error",
     ) -> None:
         self._format = format = regions.format
+        self._index_of = {name: index for index, name in enumerate(format.names)}
         self._given = values is not None
         self.values = _named(values, format)
         given = [ignored_values] if isinstance(ignored_values, (str, int)) else ignored_values
@@ -48,12 +52,14 @@ class ClassLabels:
             raise ValueError(
                 f"`others` is {others!r}: expected {', '.join(OTHERS)} or a class of {list(format.names)}."
             )
+        labels = {name: label for label, name in reversed(self.values.items())}
+        self._written = [labels.get(name, name) for name in format.names]
         lost = [format.names[index] for index in regions.classes if not self._is_read_back(index)]
         if lost:
             raise ValueError(f"`values` gives no label for {lost}: add one line `LABEL: NAME` for each.")
 
     def target(self, label: str, number: int | str | None = None) -> int | None:
-        """Number of the class that a label stands for, `ignore_index`, or None for the absence of a class.
+        """Number of the class that a label stands for, `IGNORED`, or None for the absence of a class.
 
         Raises:
             KeyError: nothing says what it stands for.
@@ -62,17 +68,16 @@ class ClassLabels:
             if name in self.values:
                 return self._index(self.values[name])
             if name in self.ignored_values:
-                return self._format.ignore_index
+                return IGNORED
         if self.others == "error":
             raise KeyError(label)
-        return self._format.ignore_index if self.others == "ignore" else self._index(self.others)
+        return IGNORED if self.others == "ignore" else self._index(self.others)
 
     def written(self, index: int) -> str:
-        """The label, or its number as text, that is written for class number `index`, or for `ignore_index`."""
-        if index == self._format.ignore_index:
+        """The label, or its number as text, that is written for class number `index`, or for `IGNORED`."""
+        if index == IGNORED:
             return self.ignored_values[0]
-        name = self._format.names[index]
-        return next((label for label, of in self.values.items() if of == name), name)
+        return self._written[index]
 
     def strange_text(self, strange: Iterable[str]) -> str:
         """Says that nothing declares these labels, and what to do."""
@@ -100,8 +105,7 @@ class ClassLabels:
             return False
 
     def _index(self, name: str) -> int | None:
-        names = self._format.names
-        return names.index(name) if name in names else None
+        return self._index_of.get(name)
 
 
 def _named(values: Mapping[Any, str | None] | None, format: MaskFormat) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from segkit.formats.class_labels import ClassLabels
+from segkit.formats.class_labels import IGNORED, UNDECLARED, ClassLabels
 from segkit.formats.class_regions import ClassRegions, one_of
 from segkit.formats.coco_files import (
     ANNOTATED,
@@ -55,6 +55,7 @@ class CocoJson(Codec):
     """
 
     name = "coco"
+    marks_classes = True
 
     def __init__(
         self,
@@ -173,11 +174,11 @@ class CocoJson(Codec):
         write_coco(path, head, images(), annotations())
 
     def _add_categories(self, listed: list[dict[str, Any]]) -> dict[int, Id]:
-        """Id of the category that is written for each class and for `ignore_index`; missing ones are added."""
+        """Id of the category that is written for each class and for `IGNORED`; missing ones are added."""
         ids: dict[int, Id] = {}
-        targets = [*self.regions.classes, *([self.format.ignore_index] if self.labels.ignored_values else [])]
+        targets = [*self.regions.classes, *([IGNORED] if self.labels.ignored_values else [])]
         labels = {target: self.labels.written(target) for target in targets}
-        names = {self.format.ignore_index: _IGNORED_NAME, **dict(enumerate(self.format.names))}
+        names = {IGNORED: _IGNORED_NAME, **dict(enumerate(self.format.names))}
         # A label that is a number, and not the name of its class, is the id of a category.
         numbers = {target: int(text) for target, text in labels.items() if text.isdecimal() and text != names[target]}
         free = max(_next_id(listed), 1 + max(numbers.values(), default=0))
@@ -198,16 +199,16 @@ class CocoJson(Codec):
         return ids
 
     def _target(self, name: str, number: Id) -> int | None:
-        """What a category stands for; -1 where nothing says it."""
+        """What a category stands for."""
         try:
             return self.labels.target(name, number)
         except KeyError:
-            return -1
+            return UNDECLARED
 
     def _targets(self, file: CocoFile) -> dict[Id, int | None]:
         """What each category stands for."""
         targets = {number: self._target(name, number) for number, name in file.categories.items()}
-        strange = [file.categories[number] for number in file.used if targets[number] == -1]
+        strange = [file.categories[number] for number in file.used if targets[number] == UNDECLARED]
         if strange:
             raise ValueError(f"{file.path}: {self.labels.strange_text(strange)}")
         lost = [self.format.names[index] for index in self.regions.classes if index not in targets.values()]

@@ -26,6 +26,8 @@ class Codec(ABC):
     """
 
     name: ClassVar[str]
+    # Whether files mark each class for itself, by its name, rather than give each pixel a number or a colour.
+    marks_classes: ClassVar[bool] = False
 
     def __init__(self, format: MaskFormat) -> None:
         self.format = format

@@ -38,6 +38,7 @@ class FilePerClass(Codec):
     """
 
     name = "file_per_class"
+    marks_classes = True
 
     def __init__(
         self,

@@ -47,6 +47,7 @@ class LabelmeJson(Codec):
     """
 
     name = "labelme"
+    marks_classes = True
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from itertools import groupby
 
 import numpy as np
 
-from segkit.formats.class_labels import ClassLabels
+from segkit.formats.class_labels import IGNORED, ClassLabels
 from segkit.formats.class_regions import ClassRegions
 from segkit.formats.run_lengths import Region, area, draw, mask_region
 
@@ -21,7 +21,7 @@ class Mark:
     """A region and what it says.
 
     Attributes:
-        target: number of a class, or `ignore_index` where nothing is known.
+        target: number of a class, or `IGNORED` where nothing is known.
         region: where.
         certain: False where nobody knows whether the class is here.
     """
@@ -49,7 +49,7 @@ def paint(regions: ClassRegions, size_hw: tuple[int, int], marks: Sequence[Mark]
     # Joined as run lengths, so that a class of a thousand objects is drawn once.
     for (target, certain), group in groupby(ordered, key=lambda mark: mark._meaning):
         drawn = draw([mark.region for mark in group])
-        if target == format.ignore_index:
+        if target == IGNORED:
             canvas.ignore(drawn)
         elif certain:
             canvas.mark(target, drawn, format.names[target])
@@ -106,4 +106,4 @@ def split_marks(
             if doubted.any():
                 yield Mark(index, mask_region(doubted), certain=False)
     if by_label:
-        yield Mark(format.ignore_index, mask_region(ignored))
+        yield Mark(IGNORED, mask_region(ignored))

@@ -76,7 +76,7 @@ def _open_known(masks: Mapping[str, Any]) -> Opened:
     codec = open_codec(spec, format)
     text = CODEC_TEXTS[codec.name]
     options = {key: spec[key] for key in ("missing",) if key in spec}
-    if format.num_planes > 1:
+    if codec.marks_classes or format.num_planes > 1:
         coding = Coding(codec.name, text, options, format.names)
         return Opened(coding, open_reader(coding, codec), Naming(), list(format.names), section)
     coding = Coding(codec.name, text)
