@@ -80,6 +80,9 @@ def clipped(image: np.ndarray, clip: Sequence[tuple[float, float]] | None) -> np
     if clip is None or image.dtype == np.uint8:
         return image
     low, high = np.array(clip).T
+    if image.dtype == np.uint16:
+        # Outwards, and within what 16 bits hold: the model clips what is left, and must find the same value here.
+        low, high = np.floor(low).clip(0, 65535), np.ceil(high).clip(0, 65535)
     return np.clip(image, low, high).astype(image.dtype)
 
 

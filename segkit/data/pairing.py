@@ -56,9 +56,10 @@ def find_pairs(
     if not names:
         raise ValueError(f"{masks}: no masks here that the codec {codec.name!r} reads{_expected(mask_pattern)}.")
     # A name without an image may mean a mask that has none.
-    left_out, unknown = find_stems(_as_stems(quarantine, reading.files), [*refs, *names])
+    known = [*refs, *names]
+    left_out, unknown = find_stems(_as_stems(quarantine, reading.files, known), known)
     excluded = set(left_out)
-    meant = list(refs) if stems is None else match_stems(_as_stems(stems, reading.files), refs, images)
+    meant = list(refs) if stems is None else match_stems(_as_stems(stems, reading.files, refs), refs, images)
     wanted = [s for s in meant if s not in excluded]
     no_mask = [s for s in wanted if s not in names]
     # A list says which samples are meant; masks of others may lie beside them.
@@ -89,12 +90,18 @@ def _file_names(stem: str, pattern: Pattern) -> set[str]:
     return {pattern.name(stem, band) for band in pattern.bands or ("",)}
 
 
-def _as_stems(names: Iterable[str], pattern: Pattern) -> list[str]:
-    """Names of samples; what names the file of an image by its pattern is turned into its sample."""
+def _as_stems(names: Iterable[str], pattern: Pattern, known: Iterable[str]) -> list[str]:
+    """Names of samples; what names no sample in `known`, but the file of an image, is turned into its sample."""
+    names = list(names)
     if pattern.is_plain:
-        return list(names)
+        return names
+    # Samples go first: nnU-Net's `case_0000` is one, and looks like the file of `case`.
+    unknown = set(find_stems(names, known)[1])
     found = []
     for name in names:
+        if name not in unknown:
+            found.append(name)
+            continue
         suffix = next((s for s in (*NIFTI_SUFFIXES, *IMAGE_SUFFIXES) if name.lower().endswith(s)), "")
         match = pattern.match(name[: len(name) - len(suffix)])
         found.append(name if match is None else match[0])

@@ -18,7 +18,7 @@ from segkit.data.reading import ImageReading
 from segkit.formats.mask_format import MaskFormat
 from segkit.models.statistics import DEFAULT_CLIPPING, Clipping, PixelStatistics, pixel_statistics
 from segkit.models.upsampling import find_last_upsampling
-from segkit.ops.sizes import Resize, fit_size
+from segkit.ops.sizes import Resize, fit_size, resample
 from segkit.ops.upsample import CoarseLogits
 
 log = logging.getLogger("segkit")
@@ -189,7 +189,7 @@ class Segmenter(nn.Module):
 
     def resized(self, images: Tensor, size_hw: tuple[int, int]) -> Tensor:
         """(N, B, H, W) stored values at another size: float32 in units of the model's own depth."""
-        return F.interpolate(self._in_own_depth(images), size_hw, mode="bilinear", align_corners=False, antialias=True)
+        return resample(self._in_own_depth(images), size_hw)
 
     def normalize(self, images: Tensor) -> Tensor:
         """(N, B, H, W) stored values to float32, clipped, with mean 0 and deviation 1."""

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segkit.formats.limits import max_pixels
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,13 @@ def fit_size(size_hw: tuple[int, int], resize: Resize, spacing_mm: Sequence[floa
         if all(isinstance(n, int) and n > 0 for n in resize):
             return height, width
     raise ValueError(f"resize is {resize!r}: expected [height, width] or the length of the longer side, in pixels.")
+
+
+def resample(images: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """(N, B, h, w) images of the same dtype, uint8 or float: linear, from more pixels the more it shrinks."""
+    import torch.nn.functional as F
+
+    return F.interpolate(images, size_hw, mode="bilinear", align_corners=False, antialias=True)
 
 
 def is_one_size(resize: Resize) -> bool:

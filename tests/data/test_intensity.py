@@ -89,3 +89,11 @@ def test_clipping_by_hand():
     assert deep.dtype == np.uint16
     eight = np.full((1, 1, 2), 255, np.uint8)
     assert clipped(eight, ((0, 10),) * 2) is eight  # it changes in units of 255 whatever it holds
+
+
+@pytest.mark.parametrize("clip", [(1.5, 2.5), (2.25, 2.75), (-160.0, 3.5), (-9.0, -1.5), (0.5, 70000.0)])
+def test_what_the_model_clips_is_what_it_would_have_clipped(clip):
+    image = np.arange(6, dtype=np.uint16).reshape(1, 6, 1)
+    once = clipped(image, [clip])
+    assert once.dtype == np.uint16
+    assert once.astype(float).clip(*clip).tolist() == image.astype(float).clip(*clip).tolist()

@@ -66,6 +66,21 @@ def test_lists_and_quarantine_name_samples_or_the_files_of_images(city):
     assert ds.quarantine_unknown == ["bonn/bonn_9"]
 
 
+def test_a_sample_that_looks_like_a_file_of_another_is_itself(tmp_path):
+    # nnU-Net calls the image of `case_0000` `case_0000_0000`.
+    for number in range(3):
+        write_image(tmp_path / "images" / f"case_{number:04d}_0000.png", number)
+        write_mask(tmp_path / "masks", f"case_{number:04d}", number)
+
+    def stems(**options) -> list[str]:
+        folders = tmp_path / "images", tmp_path / "masks"
+        return MaskDataset(*folders, CODEC, image_pattern="{stem}_0000", **options).stems
+
+    assert stems(stems=["case_0002", "case_0000"]) == ["case_0002", "case_0000"]
+    assert stems(stems=["case_0001_0000.png"]) == ["case_0001"]
+    assert stems(quarantine=["case_0000"]) == ["case_0001", "case_0002"]
+
+
 def test_what_lacks_its_other_side_is_named_by_sample_and_by_mask(city):
     (city / "masks" / "aachen" / "aachen_1_ids.npy").unlink()
     (city / "images" / "bonn" / "bonn_1_left.png").unlink()

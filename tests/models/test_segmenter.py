@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import tifffile
 import torch
 from torch import Tensor, nn
 
+from segkit.data.datasets import MaskDataset
 from segkit.data.reading import ImageReading
+from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from segkit.models.segmenter import Recipe, Segmenter, pad_to_stride
 from segkit.models.statistics import Clipping, PixelStatistics, find_clipping
@@ -70,6 +74,21 @@ def test_predict_logits_goes_through_the_working_size_and_back():
     assert model.network.seen.shape[-2:] == (8, 12)
     assert logits.shape == (1, 2, 33, 50)
     assert torch.allclose(logits[:, 0], torch.tensor(5.0))  # a flat image stays flat: (20 - 10) / 2
+
+
+@pytest.mark.parametrize("size_hw", [(15, 20), (17, 60), (90, 9), (80, 100)])
+@pytest.mark.parametrize(("dtype", "rounding"), [(np.uint8, 1), (np.uint16, 0.5), (np.float32, 1e-3)])
+def test_prediction_resizes_as_training_does(tmp_path, dtype, rounding, size_hw):
+    noise = (np.random.default_rng(0).random((31, 42, 5)) * 255).astype(dtype)
+    folders = tmp_path / "images", tmp_path / "masks"
+    for folder, pixels in zip(folders, (noise, np.zeros((31, 42), np.uint8)), strict=True):
+        folder.mkdir()
+        tifffile.imwrite(folder / "a.tif", pixels)
+    trained = MaskDataset(*folders, open_codec("tiff", MaskFormat.multiclass(["a", "b"])), resize=size_hw)[0].image
+    assert (trained.shape, trained.dtype) == ((*size_hw, 5), dtype)
+    model = segmenter(statistics=PixelStatistics((0.0,) * 5, (1.0,) * 5, np.dtype(dtype).name))
+    predicted = model.resized(torch.from_numpy(noise.transpose(2, 0, 1))[None], size_hw)[0]
+    assert np.abs(trained.transpose(2, 0, 1) - predicted.numpy()).max() <= rounding + 1e-4
 
 
 @pytest.mark.parametrize(("resize", "expected"), [(None, (40, 30)), ([7, 9], (7, 9)), (20, (20, 15)), (80, (80, 60))])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -126,14 +127,17 @@ class Coco(Layout):
 
 
 class CocoStuff(Layout):
-    """80 things and 91 stuffs, one per pixel: `train2017/a.jpg` with `stuffthingmaps/train2017/a.png`."""
+    """80 things and 91 stuffs, one per pixel: `train2017/a.jpg` with `stuffthingmaps/train2017/a.png`.
 
-    expects = "stuffthingmaps/{train2017,val2017} and train2017 or images/train2017"
+    Its authors unpack into `images/train2017` and `annotations/train2017`.
+    """
+
+    expects = "stuffthingmaps/{train2017,val2017} (or annotations/...) and train2017 or images/train2017"
 
     def parts(self, root: Path) -> dict[str, Part]:
         names = {"train": "train2017", "val": "val2017"}
-        masks = "stuffthingmaps/{part}"
-        return split_parts(root, "images/{part}", masks, names) or split_parts(root, "{part}", masks, names)
+        folders = product(("images/{part}", "{part}"), ("stuffthingmaps/{part}", "annotations/{part}"))
+        return next(filter(None, (split_parts(root, *pair, names) for pair in folders)), {})
 
     def masks(self, root: Path) -> dict[str, Any]:
         # A pixel holds the id of its category less one.

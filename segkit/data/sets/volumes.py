@@ -66,7 +66,7 @@ class NnUnet(Layout):
 
     def masks(self, root: Path) -> dict[str, Any]:
         described = _needed(root, self.expects)
-        return _masks_of(_labels(described, root), _file_ending(described))
+        return _masks_of(_labels(described, root), _file_ending(described, root))
 
 
 def _described(root: Path) -> dict[str, Any] | None:
@@ -86,8 +86,9 @@ def _needed(root: Path, expects: str) -> dict[str, Any]:
 
 
 def _files_have_numbers(root: Path) -> bool:
-    """Whether names of images end in the number of a channel, as nnU-Net's do."""
-    return any((root / "imagesTr").glob("*_0000.*"))
+    """Whether names of images end in the number of a channel, as nnU-Net's do, and not in that of a case."""
+    images = (root / "imagesTr").glob("[!.]*_0000.*")
+    return any(not (root / "labelsTr" / path.name).exists() for path in images)
 
 
 def _case(entry: Any, root: Path) -> str:
@@ -145,10 +146,12 @@ def _section(
     return section | ({"ignored_values": ignored} if ignored else {})
 
 
-def _file_ending(described: Mapping[str, Any]) -> str:
+def _file_ending(described: Mapping[str, Any], root: Path) -> str:
     ending = described.get("file_ending", ".nii.gz")
     if ending not in _CODECS:
-        raise ValueError(f"{_DESCRIPTION}: `file_ending` is {ending!r}, expected one of {list(_CODECS)}.")
+        raise ValueError(
+            f"{root / _DESCRIPTION}: `file_ending` is {ending!r}, expected one of {list(_CODECS)}. Convert the files."
+        )
     return ending
 
 
@@ -156,7 +159,7 @@ def _channels(described: Mapping[str, Any], root: Path) -> dict[str, Any]:
     """How images are named: one file per channel, or one file that holds all of them."""
     names = described.get("channel_names", described.get("modality", {}))
     numbers = [f"{number:04d}" for number in range(len(names))]
-    ending = _file_ending(described)
+    ending = _file_ending(described, root)
     if len(numbers) > 1 and any((root / "imagesTr").glob(f"*_{numbers[1]}{ending}")):
         return {"image_pattern": f"{STEM}_{BAND}", "bands": tuple(numbers)}
     return {"image_pattern": f"{STEM}_0000"}

@@ -92,12 +92,13 @@ def test_a_damaged_table_of_ade20k_is_named(tmp_path):
         read_layout(tmp_path, "ade20k")
 
 
+@pytest.mark.parametrize("masks", ["stuffthingmaps", "annotations"])
 @pytest.mark.parametrize("images", ["{}", "images/{}"])
-def test_coco_stuff(tmp_path, images):
+def test_coco_stuff(tmp_path, images, masks):
     for part, name, value in (("train2017", "000000000009", 5), ("val2017", "000000000139", 6)):
         write_image(tmp_path / images.format(part) / f"{name}.jpg", value)
         # person, toothbrush, banner, wood, unlabelled
-        write_values(tmp_path / "stuffthingmaps" / part / f"{name}.png", [[0, 89, 91, 181, 255, 255]] * 4)
+        write_values(tmp_path / masks / part / f"{name}.png", [[0, 89, 91, 181, 255, 255]] * 4)
     parts = open_set(tmp_path, "coco_stuff", train={}, val={})
     assert (stems_and_values(parts.train), stems_and_values(parts.val)) == ({"000000000009": 5}, {"000000000139": 6})
     assert planes_of(parts.val) == [[0, 79, 80, 170, IGNORED, IGNORED]] * 4

@@ -53,6 +53,25 @@ def test_decathlon(tmp_path):
         open_set(root, "msd", train={}, test={})
 
 
+def test_cases_with_numbers_are_no_channels(tmp_path):
+    described = {"labels": {"0": "background", "1": "spleen"}}
+    for case in ("spleen_0000", "spleen_0001"):
+        write_volume(tmp_path / "msd" / "imagesTr" / f"{case}.nii.gz", np.zeros(SHAPE, np.float32))
+        write_volume(tmp_path / "nnunet" / "imagesTr" / f"{case}_0000.nii.gz", np.zeros(SHAPE, np.float32))
+        for root in ("msd", "nnunet"):
+            write_volume(tmp_path / root / "labelsTr" / f"{case}.nii.gz", LABELS.clip(0, 1))
+    (tmp_path / "msd" / "imagesTr" / "._spleen_0000.nii.gz").write_bytes(b"left by a Mac")
+    entries = [{"image": f"./imagesTr/{case}.nii.gz"} for case in ("spleen_0000", "spleen_0001")]
+    describe(tmp_path / "msd", training=entries, **described)
+    describe(tmp_path / "nnunet", training=entries, modality={"0": "CT"}, **described)
+    (tmp_path / "nnunet" / "splits_final.json").write_text('[{"train": ["spleen_0001"], "val": ["spleen_0000"]}]')
+    assert (recognise(tmp_path / "msd"), recognise(tmp_path / "nnunet")) == ("msd", "nnunet")
+    assert len(open_set(tmp_path / "msd", "msd").train) == 4
+    parts = open_set(tmp_path / "nnunet", "nnunet", train={}, val={})
+    assert parts.train.stems == ["spleen_0001@z000", "spleen_0001@z001"]
+    assert parts.val.stems == ["spleen_0000@z000", "spleen_0000@z001"]
+
+
 def test_decathlon_with_one_organ_is_binary(tmp_path):
     write_decathlon(tmp_path, {"0": "background", "1": "spleen"})
     masks = find_layout("msd").masks(tmp_path)
