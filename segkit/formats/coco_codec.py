@@ -132,7 +132,8 @@ class CocoJson(Codec):
         """Join the images that were written into the file, in place of what it said of them; one process does this."""
         path = written_coco(root)
         folder = _parts(path)
-        parts = {p.relative_to(folder).as_posix()[: -len(".json")]: p for p in sorted(folder.rglob("*.json"))}
+        files = [p for p in sorted(folder.rglob("*.json")) if p.is_file()]  # a folder may be named so too
+        parts = {p.relative_to(folder).as_posix()[: -len(".json")]: p for p in files}
         if parts:
             self._join(path, parts)
         for part in parts.values():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import time
+import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from segkit.formats.files import file_stamp, is_shown
+from segkit.formats.files import file_stamp, is_shown, read_whole
 
 # Names end in these, in numbers (1.2.840.113), or in nothing at all: the content decides.
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -32,6 +34,11 @@ _NEVER_DICOM = {
 }
 # How long the list of the files in a folder is believed.
 _LOOK_AGAIN_S = 0.25
+# A deflated file is unfolded whole, even for its header: up to so many bytes, and beyond to so many times its own.
+_MOST_UNFOLDED, _MOST_GROWTH = 2**26, 32
+_DEFLATED = b"1.2.840.10008.1.2.1.99"
+# Kinds of values whose length takes four bytes (PS3.5, 7.1.2).
+_LONG_KINDS = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 _SEGMENTATION = "1.2.840.10008.5.1.4.1.1.66.4"
 _HEADER_TAGS = [
     *("SOPClassUID", "SeriesInstanceUID", "SeriesDescription"),
@@ -183,6 +190,7 @@ def read_header(path: Path) -> Header:
         ValueError: names the file when it cannot be read.
     """
     pydicom = import_pydicom(path)
+    check_deflated(path)
     try:
         ds = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS)
         kind = ds.get("SOPClassUID") or ds.file_meta.get("MediaStorageSOPClassUID")
@@ -195,6 +203,44 @@ def read_header(path: Path) -> Header:
         return Header(path, series, about, count, tuple(_placed(ds, path, count)))
     except Exception as error:  # pydicom raises many kinds, down to struct.error
         raise ValueError(f"{path}: no readable DICOM file ({error or type(error).__name__}).") from None
+
+
+def check_deflated(path: Path) -> None:
+    """Refuse a deflated file that unfolds to far more than pictures do, before pydicom unfolds it without bound.
+
+    Raises:
+        ValueError: names the file.
+    """
+    try:
+        with path.open("rb") as file:
+            if _DEFLATED not in file.read(4096):
+                return
+    except OSError:
+        return  # which reading it will say
+    content = read_whole(path)
+    most = _MOST_UNFOLDED + _MOST_GROWTH * len(content)
+    stream, unfolded, packed = zlib.decompressobj(-zlib.MAX_WBITS), 0, content[_end_of_meta(content) :]
+    try:
+        while packed and not stream.eof and unfolded <= most:
+            unfolded += len(stream.decompress(packed, 2**20))
+            packed = stream.unconsumed_tail
+    except zlib.error:
+        return  # which reading it will say
+    if unfolded > most:
+        raise ValueError(
+            f"{path}: its {len(content)} bytes unfold to more than {most}, expected a picture. Store it uncompressed."
+        )
+
+
+def _end_of_meta(content: bytes) -> int:
+    """First byte behind the file meta information (PS3.10, 7.1), which is never deflated."""
+    position = 132
+    while content[position : position + 2] == b"\2\0" and position + 12 <= len(content):
+        if content[position + 4 : position + 6] in _LONG_KINDS:
+            position += 12 + struct.unpack_from("<I", content, position + 8)[0]
+        else:
+            position += 8 + struct.unpack_from("<H", content, position + 6)[0]
+    return position
 
 
 def _placed(ds: Any, path: Path, count: int) -> tuple[Frame, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from segkit.formats.dicom_files import import_pydicom, read_header, scale_of
+from segkit.formats.dicom_files import check_deflated, import_pydicom, read_header, scale_of
 from segkit.formats.image_pixels import as_pixels
 from segkit.formats.limits import max_pixels
 
@@ -50,6 +50,7 @@ def read_pixels(path: Path, limit: int) -> tuple[np.ndarray, Any]:
     pydicom = import_pydicom(path)
     from pydicom.pixels import pixel_array
 
+    check_deflated(path)
     try:
         ds = pydicom.dcmread(path)
         pixels = int(ds.Rows) * int(ds.Columns) * int(ds.get("NumberOfFrames") or 1)
@@ -64,7 +65,8 @@ def read_pixels(path: Path, limit: int) -> tuple[np.ndarray, Any]:
         if "FloatPixelData" in ds or "DoubleFloatPixelData" in ds:
             raise _Refused(f"{path}: its pixels are no whole numbers, which are not read. Convert it to NIfTI.")
         _check_decodable(ds.file_meta.TransferSyntaxUID, path)
-        return pixel_array(ds), ds
+        # Without this, data behind the declared frames become further ones.
+        return pixel_array(ds, allow_excess_frames=False), ds
     except _Refused:
         raise
     except Exception as error:  # pydicom and its plug-ins raise many kinds

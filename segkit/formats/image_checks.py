@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from segkit.formats.image_pixels import exif_orientation
 from segkit.formats.png_files import PNG_SAMPLES, PNG_SIGNATURE, check_packed, walk_chunks
 from segkit.formats.rare_checks import GIF, JPEG_2000, check_gif, check_jpeg_2000, check_pnm, is_pnm
 
@@ -86,7 +87,7 @@ def _check_png(data: bytes) -> Header:
         if kind == b"IDAT":
             packed += end - start - 12
         elif kind == b"eXIf":
-            orientation = _exif_orientation(data[start + 8 : end - 4])
+            orientation = exif_orientation(data[start + 8 : end - 4])
     check_packed(data[16:29], packed)
     return Header("png", (height, width), depth, PNG_SAMPLES.get(colour), orientation=orientation)
 
@@ -102,7 +103,7 @@ def _check_jpeg(data: bytes) -> Header:
             size_hw, frame = struct.unpack(">HH", data[position + 5 : position + 9]), marker
             bands = data[position + 9]
         if marker == _JPEG_EXIF and data[position + 4 : position + 10] == b"Exif\0\0":
-            orientation = _exif_orientation(data[position + 10 : position + 10 + _MAX_EXIF])
+            orientation = exif_orientation(data[position + 10 : position + 10 + _MAX_EXIF])
         if marker == 0xDA:
             # Inside the picture's data FF is always followed by 00 or a restart mark, so FF D9 is the end mark. It is
             # looked for after the scan began: an embedded thumbnail has an end mark of its own.
@@ -120,21 +121,6 @@ def _check_scans(data: bytes, position: int, size_hw: tuple[int, int], frame: in
     scans = data.count(b"\xff\xda", position, data.find(b"\xff\xd9", position))
     if scans > _MAX_SCANS:
         raise ValueError(f"goes over its pixels {scans} times, expected at most {_MAX_SCANS} scans of a JPEG")
-
-
-def _exif_orientation(exif: bytes) -> int:
-    """What the first directory says (TIFF 6.0, tag 274); 1 where it says nothing, 0 where it cannot be read."""
-    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
-    try:
-        (first,) = struct.unpack_from(f"{order}I", exif, 4)
-        (entries,) = struct.unpack_from(f"{order}H", exif, first)
-        for entry in range(entries):
-            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, first + 2 + 12 * entry)
-            if tag == 274 and kind == 3:
-                return value
-    except struct.error:
-        return 0
-    return 1
 
 
 def _check_webp(data: bytes) -> Header:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 
 
@@ -31,6 +33,21 @@ def as_pixels(image: np.ndarray, gray: bool | None) -> np.ndarray:
     return np.ascontiguousarray(image)
 
 
+def exif_orientation(exif: bytes) -> int:
+    """What the first directory of an EXIF block says (TIFF 6.0, tag 274); 1 where it says nothing, 0 if unreadable."""
+    order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    try:
+        (first,) = struct.unpack_from(f"{order}I", exif, 4)
+        (entries,) = struct.unpack_from(f"{order}H", exif, first)
+        for entry in range(entries):
+            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", exif, first + 2 + 12 * entry)
+            if tag == 274 and kind == 3:
+                return value
+    except struct.error:
+        return 0
+    return 1
+
+
 def upright(image: np.ndarray, orientation: int) -> np.ndarray:
     """Undo the orientation a camera noted (TIFF 6.0, tag 274)."""
     if orientation in (2, 3, 6, 7):
@@ -38,7 +55,7 @@ def upright(image: np.ndarray, orientation: int) -> np.ndarray:
     if orientation in (3, 4):
         image = image[::-1]
     if orientation in (5, 6, 7, 8):
-        image = image.transpose(1, 0, 2)
+        image = image.swapaxes(0, 1)
         image = image[:, ::-1] if orientation in (6, 7) else image
         image = image[::-1] if orientation in (7, 8) else image
     return image

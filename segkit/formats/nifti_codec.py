@@ -142,6 +142,8 @@ class NiftiSlices(Codec):
         folder = Path(root, PARTS)
         cases: dict[str, list[Path]] = {}
         for path in sorted(folder.rglob("*.png")):
+            if path.is_dir():
+                continue  # a case whose name ends so
             cases.setdefault(path.parent.relative_to(folder).as_posix(), []).append(path)
         faults = []
         for case, paths in cases.items():

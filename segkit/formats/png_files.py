@@ -10,12 +10,13 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from segkit.formats.files import read_whole, write_whole
+from segkit.formats.image_pixels import exif_orientation, upright
 from segkit.formats.limits import max_pixels
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -55,7 +56,14 @@ def read_png(path: str | Path) -> Png:
 
 def decode_png(content: bytes) -> Png:
     """Decode the bytes of a PNG file; errors do not name the file."""
-    header, palette, pixels = _chunks(content)
+    header, palette, pixels, exif = _chunks(content)
+    png = _decode_chunks(header, palette, pixels)
+    # As `image_files` does with the image beside it: only one of the two turned would be a wrong mask.
+    turned = upright(png.pixels, exif_orientation(exif) if exif else 1)
+    return png if turned is png.pixels else replace(png, pixels=np.ascontiguousarray(turned))
+
+
+def _decode_chunks(header: bytes, palette: bytes, pixels: list[bytes]) -> Png:
     width, height, bits, kind, *rest = struct.unpack(">IIBBBBB", header)
     limit = max_pixels()
     if not 0 < width * height <= limit:
@@ -106,7 +114,7 @@ def encode_png(pixels: np.ndarray, palette: np.ndarray | None = None) -> bytes:
     assert done
     if palette is None:
         return encoded.tobytes()
-    header, _, chunks = _chunks(encoded.tobytes())
+    header, _, chunks, _ = _chunks(encoded.tobytes())
     header = header[:9] + bytes([_PALETTE]) + header[10:]
     colors = _chunk(b"PLTE", palette.astype(np.uint8).tobytes())
     return b"".join((PNG_SIGNATURE, _chunk(b"IHDR", header), colors, *chunks, _chunk(b"IEND", b"")))
@@ -164,27 +172,29 @@ def bare_png(content: bytes, kinds: Collection[bytes]) -> bytes:
     return b"".join((PNG_SIGNATURE, *parts, _chunk(b"IEND", b"")))
 
 
-def _chunks(content: bytes) -> tuple[bytes, bytes, list[bytes]]:
-    """Header, palette (empty if none) and the whole pixel chunks of a PNG file, each checked by its CRC."""
+def _chunks(content: bytes) -> tuple[bytes, bytes, list[bytes], bytes]:
+    """Header, palette, whole pixel chunks and EXIF block (empty if none) of a PNG file, checked by their CRCs."""
     if not content:
         raise ValueError("is empty. Restore the file or leave it out.")
     if not content.startswith(PNG_SIGNATURE):
         raise ValueError("is no PNG file, whatever its name says. Save the mask as PNG.")
-    header, palette, pixels = b"", b"", []
+    header, palette, pixels, exif = b"", b"", [], b""
     try:
         # Only what the pixels need: gamma, text or an animation's frames would change nothing in a mask.
-        for kind, start, end in walk_chunks(content, (b"IHDR", b"PLTE", b"IDAT")):
+        for kind, start, end in walk_chunks(content, (b"IHDR", b"PLTE", b"IDAT", b"eXIf")):
             if kind == b"IHDR":
                 header = content[start + 8 : end - 4]
             elif kind == b"PLTE":
                 palette = content[start + 8 : end - 4]
             elif kind == b"IDAT":
                 pixels.append(content[start:end])
+            elif kind == b"eXIf":
+                exif = content[start + 8 : end - 4]
     except ValueError as error:
         raise ValueError(f"{error}. Restore the file or leave it out.") from None
     if len(header) != 13 or not pixels or len(palette) % 3:
         raise ValueError("is damaged (a part is missing). Restore the file or leave it out.")
-    return header, palette, pixels
+    return header, palette, pixels, exif
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -18,9 +18,10 @@ import numpy as np
 from segkit.formats.files import read_whole, write_whole
 from segkit.formats.georeference import Georeference
 from segkit.formats.image_checks import is_tiff
+from segkit.formats.image_pixels import upright
 from segkit.formats.limits import max_pixels
 
-_PAGE_NAME = 285
+_PAGE_NAME, _ORIENTATION = 285, 274
 # Smaller copies of a page (overviews of GeoTIFFs) and masks of transparency, which hold no labels.
 _REDUCED, _TRANSPARENCY = 1, 4
 
@@ -63,7 +64,11 @@ def read_layers(path: str | Path, most: int) -> TiffLayers:
                 check_page(page, content)
             # (samples, 1, H, W, samples): planar samples come first, interleaved ones last.
             stored = [np.moveaxis(page.asarray(squeeze=False)[:, 0], 0, -2) for page in pages]
-            layers = [samples.reshape(*samples.shape[:2], -1) for samples in stored]
+            # As `tiff_files` does with the image beside it: only one of the two turned would be a wrong mask.
+            layers = [
+                upright(samples.reshape(*samples.shape[:2], -1), _orientation(page))
+                for samples, page in zip(stored, pages, strict=True)
+            ]
             names = [_name(page) for page, layer in zip(pages, layers, strict=True) for _ in range(layer.shape[2])]
     except (_Unfit, Refused) as error:
         raise ValueError(f"{path}: {error}. Restore the file or leave it out.") from None
@@ -139,6 +144,11 @@ def _check_sizes(pages: list[Any]) -> None:
     for page in pages:
         if page.imagedepth != 1:
             raise _Unfit(f"is a volume of {page.imagedepth} slices in one page, expected a page of one mask")
+
+
+def _orientation(page: Any) -> int:
+    tag = page.tags.get(_ORIENTATION)
+    return int(tag.value) if tag is not None else 1
 
 
 def _name(page: Any) -> str:

@@ -187,6 +187,28 @@ def test_a_header_that_declares_too_much_is_refused_before_decoding(tmp_path, mo
         load_volume(tmp_path / "s")
 
 
+def test_a_deflated_file_that_unfolds_without_end_is_refused_before_it_is_unfolded(tmp_path, monkeypatch):
+    monkeypatch.setattr(dicom_files, "_MOST_UNFOLDED", 2**20)
+    pixels = stored(np.uint8, 0, 200, (5, 7, 1))[..., 0]
+    for name, behind in (("picture", 0), ("bomb", 2**22)):
+        ds = data_set(pixels, RADIOGRAPH)
+        ds.PixelData += bytes(behind)
+        ds.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+        save(ds, tmp_path / f"{name}.dcm")
+    assert (read_image(tmp_path / "picture.dcm", gray=True)[..., 0] == pixels).all()
+    monkeypatch.setattr(pydicom, "dcmread", lambda *_, **__: pytest.fail("unfolded"))
+    with pytest.raises(ValueError, match=r"bomb\.dcm: its \d+ bytes unfold to more than \d+"):
+        read_image(tmp_path / "bomb.dcm")
+
+
+def test_data_behind_the_declared_frames_are_no_further_frames(tmp_path):
+    pixels = stored(np.uint8, 0, 200, (5, 7, 1))[..., 0]
+    ds = data_set(pixels, RADIOGRAPH)
+    ds.PixelData = pixels.tobytes() * 4
+    save(ds, tmp_path / "a.dcm")
+    assert (read_image(tmp_path / "a.dcm", gray=True)[..., 0] == pixels).all()
+
+
 @pytest.mark.parametrize("length", [140, 300, 500])
 def test_a_slice_that_is_damaged_makes_no_volume_without_it(length, tmp_path):
     """Nor does the last one, which leaves no gap."""

@@ -3,7 +3,9 @@ import struct
 import numpy as np
 import pytest
 import tifffile
+from PIL import Image, ImageOps
 
+from segkit.data.images import read_image
 from segkit.formats.codecs import open_codec
 from segkit.formats.limits import MAX_PIXELS_VARIABLE
 from segkit.formats.mask_format import MaskFormat
@@ -48,6 +50,21 @@ def test_samples_are_read_as_stored_however_they_are_packed(options, tmp_path):
     planes = codec.read(tmp_path, "a")
     np.testing.assert_array_equal(planes[..., 0], np.vectorize(EXPECTED.get)(stored))
     assert codec.files(tmp_path, "a") == [tmp_path / "a.TIFF"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["tif", "png"])
+def test_a_mask_is_turned_as_the_image_beside_it(suffix, orientation, tmp_path):
+    """By Pillow as well: the two are one file here, so that a mask left as stored lies elsewhere than its image."""
+    marked = np.zeros((5, 8), np.uint8)
+    marked[0, :3] = 255
+    image = Image.fromarray(marked)
+    image.getexif()[0x0112] = orientation
+    image.save(tmp_path / f"a.{suffix}", exif=image.getexif())
+    name = {"tif": "tiff", "png": "index_png"}[suffix]
+    planes = open_codec({"name": name, "values": {255: "nucleus"}}, BINARY).read(tmp_path, "a")
+    np.testing.assert_array_equal(planes[..., 0] * 255, ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(planes * 255, read_image(tmp_path / f"a.{suffix}", gray=True))
 
 
 @pytest.mark.parametrize("dtype", ["i1", "i2", "u4", "i4", "f4", "f8"])
