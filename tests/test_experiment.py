@@ -127,6 +127,16 @@ def test_a_bad_sample_is_named_before_training_starts(tmp_path, home, capsys):
     assert copies(home) == []
 
 
+def test_parts_that_differ_in_bands_are_named_before_training_starts(tmp_path, home, capsys):
+    path = write_config(tmp_path, "exclusive")
+    for image in (tmp_path / "val" / "images").iterdir():
+        cv2.imwrite(str(image), cv2.imread(str(image), cv2.IMREAD_GRAYSCALE).astype("uint16"))
+    assert segkit("train", path, "--out", tmp_path / "run") == 2
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'val' / 'images'}: images of data.val have 1 bands, those of data.train have 3." in told
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_mistake_in_the_config_is_told_before_anything_is_decoded(tmp_path, home, capsys):
     path = write_config(tmp_path / "data", "exclusive")
     for mistake in ("augment=fast_steet", "data.val.images=nowhere"):
