@@ -163,7 +163,7 @@ def test_ranks_that_start_together_build_once(tmp_path, home):
     assert len(copies(home)) == 2
 
 
-def test_quarantine_is_respected(tmp_path, home, caplog):
+def test_quarantine_is_respected(tmp_path, home, caplog, monkeypatch):
     codec = open_codec("index_png", FORMATS["exclusive"])
     path = write_config(tmp_path / "data", "exclusive", codec)
     (tmp_path / "data" / "bad.txt").write_text("s1\n")
@@ -171,6 +171,9 @@ def test_quarantine_is_respected(tmp_path, home, caplog):
     with caplog.at_level(logging.WARNING, "segkit"):
         parts = parts_of(path, "data.cache=disk", "data.quarantine=bad.txt")
     assert parts.train.stems == ["s0", "s2", "s3", "s4"]
+    assert caplog.text.count("leaves 1 samples out of train") == 1
+    monkeypatch.setenv("RANK", "1")  # the other processes say nothing
+    parts_of(path, "data.quarantine=bad.txt")
     assert caplog.text.count("leaves 1 samples out of train") == 1
 
 
