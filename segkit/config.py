@@ -353,7 +353,9 @@ def _explain(error: ValidationError, values: Any, places: Mapping[tuple[Any, ...
             lines[key] = f"{where}: the key `{name}` is missing."
         else:
             expected = mistake["msg"].removeprefix("Input should be ").removeprefix("Value error, ").rstrip(".")
-            lines[key] = f"{where}: `{name}` is {mistake['input']!r}, expected {expected}."
+            # The whole config, where several sections contradict each other, would hide what is wrong.
+            found = f"`{name}` is {mistake['input']!r}, " if key else ""
+            lines[key] = f"{where}: {found}expected {expected}."
     return "\n".join(lines.values())
 
 

@@ -112,7 +112,7 @@ def open_parts(config: Experiment, codec: Codec, progress: Any = None) -> Parts:
     sources = {name: _open_folders(config, name, codec, reading) for name in folders}
     parts = {name: _share(config, name, sources[_source_of(config, name)]) for name in names}
     unknown = set.intersection(*(set(data.quarantine_unknown) for data in parts.values()))
-    if unknown:
+    if unknown and is_main_process():
         log.warning("data.quarantine names samples that no part holds: %s.", ", ".join(sorted(unknown)[:5]))
     if config.data.cache in PLACES:
         sources = {name: _cached(config, name, data, progress or silent_progress) for name, data in sources.items()}
@@ -267,6 +267,12 @@ def verify(parts: Parts, config: Experiment, progress: Any) -> None:
             one_size = config.data.crop is not None or is_one_size(resize)
             if name == "train" and not one_size and isinstance(config.augment, str):
                 check_training_sizes(sizes, config.train.batch_size)
+            trained, bands = (part.read(0).image.shape[2] for part in (parts.train, data))
+            if bands != trained:
+                raise ValueError(
+                    f"{data.images}: images of data.{name} have {bands} bands, those of data.train have {trained}. "
+                    "All parts need the same bands."
+                )
 
 
 def draw_pictures(model: Segmenter, data: MaskDataset, folder: Path, device: str) -> None:
@@ -349,7 +355,7 @@ def _open_folders(config: Experiment, name: str, codec: Codec, reading: ImageRea
         reading=reading,
         quarantine=left_out,
     )
-    if data.quarantined:
+    if data.quarantined and is_main_process():
         log.warning("data.quarantine leaves %d samples out of %s.", len(data.quarantined), name)
     return data
 

@@ -64,6 +64,10 @@ def test_overrides_reach_into_sections_and_name_themselves_when_wrong(tmp_path):
         (SMALLEST + "data: {cache: disc}\n", "`data.cache` is 'disc', expected 'off', 'ram', 'disk' or 'device'"),
         (SMALLEST + "data: {cache_gib: 0}\n", "`data.cache_gib` is 0, expected greater than 0"),
         (SMALLEST + "data: {cach: ram}\n", r"unknown key `data.cach`. Did you mean `cache`\?"),
+        (
+            SMALLEST + "data: {normalize: image}\nmodel: {clip: none}\n",
+            "c.yaml: expected `model.clip` and `model.window` left out",
+        ),
         ("masks: {? [a] : b}\n", "line 1: a key is a list or a map"),
         ("masks: {format: panoptic, classes: [a]}", "expected 'binary', 'multilabel' or 'multiclass'"),
     ],

@@ -127,6 +127,16 @@ def test_a_bad_sample_is_named_before_training_starts(tmp_path, home, capsys):
     assert copies(home) == []
 
 
+def test_parts_that_differ_in_bands_are_named_before_training_starts(tmp_path, home, capsys):
+    path = write_config(tmp_path, "exclusive")
+    for image in (tmp_path / "val" / "images").iterdir():
+        cv2.imwrite(str(image), cv2.imread(str(image), cv2.IMREAD_GRAYSCALE).astype("uint16"))
+    assert segkit("train", path, "--out", tmp_path / "run") == 2
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'val' / 'images'}: images of data.val have 1 bands, those of data.train have 3." in told
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_mistake_in_the_config_is_told_before_anything_is_decoded(tmp_path, home, capsys):
     path = write_config(tmp_path / "data", "exclusive")
     for mistake in ("augment=fast_steet", "data.val.images=nowhere"):
@@ -153,7 +163,7 @@ def test_ranks_that_start_together_build_once(tmp_path, home):
     assert len(copies(home)) == 2
 
 
-def test_quarantine_is_respected(tmp_path, home, caplog):
+def test_quarantine_is_respected(tmp_path, home, caplog, monkeypatch):
     codec = open_codec("index_png", FORMATS["exclusive"])
     path = write_config(tmp_path / "data", "exclusive", codec)
     (tmp_path / "data" / "bad.txt").write_text("s1\n")
@@ -161,6 +171,9 @@ def test_quarantine_is_respected(tmp_path, home, caplog):
     with caplog.at_level(logging.WARNING, "segkit"):
         parts = parts_of(path, "data.cache=disk", "data.quarantine=bad.txt")
     assert parts.train.stems == ["s0", "s2", "s3", "s4"]
+    assert caplog.text.count("leaves 1 samples out of train") == 1
+    monkeypatch.setenv("RANK", "1")  # the other processes say nothing
+    parts_of(path, "data.quarantine=bad.txt")
     assert caplog.text.count("leaves 1 samples out of train") == 1
 
 

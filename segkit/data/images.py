@@ -167,8 +167,8 @@ def _read_bands(ref: ImageRef, max_pixels: int | None) -> np.ndarray:
     """(H, W, B) of several files, one after the other."""
     if ref.missing:
         raise ValueError(
-            f"{ref.path}: the image has no file for the bands {list(ref.missing)}. Add them, or leave the image out "
-            "with `quarantine`."
+            f"{ref.path}: the image has no file for the bands {list(ref.missing)} among those given. Add them (`segkit "
+            "predict` takes all files of an image, or their folder), or leave the image out with `quarantine`."
         )
     parts: list[np.ndarray] = []
     for path in ref.bands:

@@ -238,6 +238,11 @@ class Segmenter(nn.Module):
                 "build it with `in_channels` equal to the number of bands."
             )
         if self.reading.normalize != "dataset":
+            if self.clipping.is_asked_for:
+                raise ValueError(
+                    f"the model clips stored values, but images are read with normalize={self.reading.normalize!r}: "
+                    "leave `clip` and `window` out, or read with normalize='dataset'."
+                )
             self.statistics = PixelStatistics((0.0,) * bands, (1.0,) * bands, "float32", "reading")
         elif not self._statistics_suit({dtype for _, dtype in few}):
             # Read again: so many images, whole, may not fit into memory.

@@ -150,6 +150,9 @@ def test_a_missing_band_is_named_and_can_be_left_out(tmp_path):
     with pytest.raises(ValueError, match=r"1 faults in 2 samples(.|\n)*a_red\.png: the image has no file .*\['nir'\]"):
         open_bands(tmp_path).verify()
     assert open_bands(tmp_path, quarantine=["a"]).verify() == {(4, 6): 1}
+    # As where `predict` was given one file of an image, and the other lies beside it.
+    with pytest.raises(ValueError, match=r"among those given.*takes all files of an image"):
+        open_bands(tmp_path).read(0)
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,6 @@ def test_statistics_are_no_part_of_the_weights():
 
 
 def test_encoder_statistics_stay_for_8_bit_images_and_yield_to_the_data_otherwise():
-    import numpy as np
-
     images = [np.arange(24, dtype=np.uint8).reshape(2, 4, 3)]
     own = PixelStatistics((1.0,) * 3, (1.0,) * 3, source="encoder")
     model = segmenter(statistics=own, clipping=Clipping())
@@ -168,15 +166,12 @@ def test_a_spacing_decides_the_working_size_of_each_image():
 
 
 def fitted(model, *images):
-    import numpy as np
 
     model.fit_statistics(lambda: [np.asarray(i).reshape(1, -1, 3) for i in images])
     return model.statistics
 
 
 def test_statistics_of_an_encoder_yield_to_a_window():
-    import numpy as np
-
     own = PixelStatistics((1.0,) * 3, (1.0,) * 3, source="encoder")
     image = np.repeat(np.array([0, 100, 200, 255], np.uint8), 3)
     model = segmenter(statistics=own, clipping=find_clipping(window=[100, 200]))
@@ -187,8 +182,6 @@ def test_statistics_of_an_encoder_yield_to_a_window():
 
 
 def test_a_deeper_image_among_the_first_is_seen():
-    import numpy as np
-
     own = PixelStatistics((1.0,) * 3, (1.0,) * 3, source="encoder")
     eight, deep = np.arange(9, dtype=np.uint8), np.arange(9, dtype=np.float32)
     assert fitted(segmenter(statistics=own), eight, eight) == own
@@ -196,12 +189,13 @@ def test_a_deeper_image_among_the_first_is_seen():
 
 
 def test_normalised_images_need_no_statistics_and_leave_none_behind():
-    import numpy as np
-
     image = np.arange(24, dtype=np.float32)
     model = segmenter(reading=ImageReading(normalize="volume"))
     plain = PixelStatistics((0.0,) * 3, (1.0,) * 3, "float32", "reading")
     assert fitted(model, image) == plain
     assert torch.equal(model.normalize(stored(1.0, 2.0, 3.0)), stored(1.0, 2.0, 3.0))
+    asked = segmenter(reading=ImageReading(normalize="volume"), clipping=find_clipping(window=(-160, 240)))
+    with pytest.raises(ValueError, match=r"read with normalize='volume': leave `clip` and `window` out"):
+        fitted(asked, image)
     model.reading = ImageReading()  # fine-tuned on values as they are stored
     assert fitted(model, image).source == "data"

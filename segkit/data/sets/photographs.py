@@ -106,11 +106,14 @@ class Coco(Layout):
         for name in ("train", "val", "test"):
             for folder in [f"{name}{year}" for year in _YEARS]:
                 file = root / "annotations" / f"instances_{folder}.json"
-                own = first_folder(root, f"images/{folder}", folder)
-                images = own or first_folder(root, "images")
-                if name not in found and file.is_file() and images is not None:
+                if name in found or not file.is_file():
+                    continue
+                own, shared = first_folder(root, f"images/{folder}", folder), root / "images"
+                if own is not None:
+                    found[name] = Part(own, file)
+                elif _holds_pictures(shared, file):
                     # Pictures of several parts in one folder: each file says which are its own.
-                    found[name] = Part(images, file, None if own else list(load_coco(file).images))
+                    found[name] = Part(shared, file, list(load_coco(file).images))
             beside = root / ("valid" if name == "val" else name) / "_annotations.coco.json"
             if name not in found and beside.is_file():
                 found[name] = Part(beside.parent, beside)
@@ -181,6 +184,11 @@ def voc_color(number: int) -> RGB:
             parts[band] |= (number >> (3 * digit + band) & 1) << (7 - digit)
     red, green, blue = parts
     return red, green, blue
+
+
+def _holds_pictures(folder: Path, file: Path) -> bool:
+    """Whether a folder has pictures of a file of objects; `images` may hold those of another part alone."""
+    return folder.is_dir() and any((folder / image.file_name).is_file() for image in load_coco(file).images.values())
 
 
 def _ade20k_names(path: Path) -> dict[int, str]:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from segkit.data.layouts import recognise
+from segkit.data.layouts import find_layout, recognise
 from segkit.data.sets.photographs import COCO_STUFF, COCO_THINGS, VOC, voc_color
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
@@ -160,6 +160,14 @@ def test_coco(tmp_path, images, files, parts):
         assert planes_of(data) == [[[1, 1, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]]] * 4
         assert planes_of(data, 1) == [[[0, 0, 0]] * 6] * 4
     assert recognise(tmp_path) == "coco"
+
+
+def test_coco_with_the_pictures_of_one_part(tmp_path):
+    # The archive of annotations holds all parts; few people download all pictures.
+    write_image(tmp_path / "images" / "val2017" / "a.jpg")
+    for part, name in (("train2017", "b"), ("val2017", "a")):
+        write_coco(tmp_path / "annotations" / f"instances_{part}.json", [name])
+    assert list(find_layout("coco").parts(tmp_path)) == ["val"]
 
 
 def write_oxford_pet(root):
