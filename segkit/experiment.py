@@ -156,6 +156,7 @@ def train_experiment(
     from segkit.data.device_data import device_augment
     from segkit.inference.evaluate import evaluate
     from segkit.losses.build import build_loss
+    from segkit.training.class_balance import without_balance
     from segkit.training.compiling import check_one_size
     from segkit.training.fit import fit, fit_pixel_statistics, refuse_used_folder
 
@@ -164,7 +165,7 @@ def train_experiment(
     pick_device(config.train.device)
     counted = progress if progress is not None else silent_progress
     codec = open_masks(config.masks, config.data.axis)
-    loss = build_loss(config.loss, codec.format)
+    build_loss(without_balance(config.loss, codec.format), codec.format)  # what is wrong with it is told at once
     if not is_main_process():
         tell, counted = (lambda line: None), silent_progress
     parts = open_parts(config, codec, counted)
@@ -176,6 +177,8 @@ def train_experiment(
     _tell_parts(parts, tell)
     if not resume and is_main_process():
         verify(parts, config, counted)
+    config = balanced(config, parts.train, tell, counted)
+    loss = build_loss(config.loss, codec.format)
     model = build(config, codec, parts)
     if not resume:
         fit_pixel_statistics(model, parts.train)
@@ -194,6 +197,21 @@ def train_experiment(
         # Last: its presence says that the run is finished.
         write_json(out / "scores.json", {**scores.to_dict(), "split": split})
     return scores
+
+
+def balanced(config: Experiment, train: MaskDataset, tell: Callable[[str], None], progress: Any) -> Experiment:
+    """The config with numbers in place of `class_weights: balanced`, which a resumed run reads from its folder."""
+    from segkit.training.class_balance import count_class_weights, losses_to_balance
+
+    names = losses_to_balance(config.loss, train.format)
+    if not names:
+        return config
+    with progress("counting classes") as update:
+        loss = count_class_weights(config.loss, train, update)
+    assert isinstance(loss, dict)
+    weights = loss[names[0]]["class_weights"]
+    tell(f"class weights: {', '.join(f'{name} {weight:g}' for name, weight in weights.items())}")
+    return config.model_copy(update={"loss": loss})
 
 
 def is_main_process() -> bool:

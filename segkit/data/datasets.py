@@ -124,6 +124,12 @@ class MaskDataset(Dataset):
         image = self.reading.read(ref)
         return Sample(stem, image, self.codec.read(self.masks, mask), self.reading.spacing_mm(ref))
 
+    def read_planes(self, index: int) -> np.ndarray:
+        """(H, W, P) planes of sample `index` as they are stored; its image is not decoded."""
+        if self._copy is not None:
+            return self.read(index).planes
+        return self.codec.read(self.masks, self._mask_names[index])
+
     def size_of(self, sample: Sample) -> tuple[int, int]:
         """(height, width) that `resize` gives a stored sample."""
         try:

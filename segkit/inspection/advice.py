@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-import numpy as np
-
 from segkit.formats.mask_format import BACKGROUND
 from segkit.inspection.coding import Coding
 from segkit.inspection.meaning import Meaning
 from segkit.inspection.stored import Key
 from segkit.inspection.survey import Survey
+from segkit.losses.class_weights import balanced_weights
 
 # Crops of this side hold an object and what is around it, and eight of them fit a small GPU.
 _LARGEST_CROP = 512
@@ -27,7 +26,6 @@ _SMALLEST_SIDE = 128
 _SMALL_IMAGES = 0.1
 _BATCH_PIXELS = 8 * 320 * 320
 _LARGEST_BATCH = 16
-_LARGEST_WEIGHT = 10.0
 # Crops seen by a model that starts from a pretrained encoder.
 _CROPS_SEEN = 24_000
 _FEWEST_EPOCHS, _MOST_EPOCHS = 20, 200
@@ -122,10 +120,8 @@ def masks_section(meaning: Meaning, coding: Coding) -> dict[str, Any] | None:
 
 
 def class_weights(survey: Survey, meaning: Meaning) -> list[float]:
-    """Weights of the cross entropy: softened median frequency over frequency (Eigen & Fergus 2015).
+    """Weights of the cross entropy, see `balanced_weights`.
 
-    The frequency of a class is its share of the pixels of those images that hold it. The square root keeps a class of a
-    thousandth from outweighing all others, and weights stay within 1/10 and 10. A class that no mask holds weighs 1.
     Classes with a sigmoid each weigh 1: Dice evens out rare ones, and a weight on "there" would shift every
     probability, and with it the best threshold.
     """
@@ -138,13 +134,7 @@ def class_weights(survey: Survey, meaning: Meaning) -> list[float]:
         around[name] = max(around[name], survey.pixels_around[key])
     if BACKGROUND in meaning.classes and BACKGROUND not in pixels:  # where no class is marked
         pixels[BACKGROUND], around[BACKGROUND] = survey.labels[0], survey.total
-    frequency = {name: pixels[name] / around[name] for name in meaning.classes if pixels[name]}
-    if not frequency:
-        return [1.0] * len(meaning.classes)
-    middle = float(np.median(list(frequency.values())))
-    limit = _LARGEST_WEIGHT
-    softened = {name: min(limit, max(1 / limit, math.sqrt(middle / f))) for name, f in frequency.items()}
-    return [round(softened.get(name, 1.0), 2) for name in meaning.classes]
+    return balanced_weights([pixels[name] for name in meaning.classes], [around[name] for name in meaning.classes])
 
 
 def pick_crop(sizes: Sequence[tuple[int, int]]) -> int | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from segkit.formats.mask_format import MaskFormat
+from segkit.ops.choices import at_least_float32
 from segkit.ops.upsample import CoarseLogits
 
 
@@ -19,7 +21,8 @@ class SegmentationLoss(nn.Module, ABC):
 
     Ignored pixels move neither its value nor a gradient, even where the logits there are infinite or NaN. A batch
     in which every pixel is ignored costs exactly 0. Logits may be coarse: those before the upsampling that ends a
-    network, which is then part of the loss and never written to memory.
+    network, which is then part of the loss. It is written to memory only where pixels are ranked, or compared with
+    their neighbours.
 
     Attributes:
         takes_coarse_logits: True, as `segkit.training.step.training_loss` asks of any loss.
@@ -67,6 +70,11 @@ def admit(logits: Tensor | CoarseLogits, target: Tensor, format: MaskFormat) -> 
             f"{format.ignore_index} where ignored. Convert with `target.to({format.torch_dtype})`."
         )
     return CoarseLogits.of(logits)
+
+
+def full_logits(logits: CoarseLogits) -> Tensor:
+    """(N, C, H, W) in float32 or better, for a loss that ranks pixels or looks at their neighbours."""
+    return replace(logits, values=at_least_float32(logits.values)).full()
 
 
 def check_number(name: str, value: Any, below: float = math.inf) -> float:

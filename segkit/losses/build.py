@@ -14,6 +14,7 @@ from segkit.formats.mask_format import MaskFormat
 from segkit.losses.base import SegmentationLoss, admit
 from segkit.losses.pixel import CrossEntropy, Focal, PixelLoss
 from segkit.losses.region import Dice, Jaccard, Lovasz, OverlapLoss, Tversky
+from segkit.losses.shape import Boundary, ClDice
 from segkit.ops.loss_sums import PixelTerm, loss_sums
 from segkit.ops.upsample import CoarseLogits
 from segkit.suggest import closest
@@ -25,6 +26,8 @@ LOSSES: dict[str, type[SegmentationLoss]] = {
     "jaccard": Jaccard,
     "tversky": Tversky,
     "lovasz": Lovasz,
+    "boundary": Boundary,
+    "cl_dice": ClDice,
 }
 
 
@@ -79,7 +82,7 @@ class LossMixture(nn.Module):
     def terms(self, logits: Tensor | CoarseLogits, target: Tensor) -> dict[str, Tensor]:
         """Each loss by name, before its weight; detach them for a log."""
         logits = admit(logits, target, self.format)
-        pixel = {name: loss for name, loss in self.losses.items() if isinstance(loss, PixelLoss)}
+        pixel = {name: loss for name, loss in self.losses.items() if isinstance(loss, PixelLoss) and loss.sums_all}
         overlap = {name: loss for name, loss in self.losses.items() if isinstance(loss, OverlapLoss)}
         # All losses of overlap share the pass of the first pixel loss.
         passes: list[PixelTerm | None] = [loss.term for loss in pixel.values()]

@@ -10,7 +10,7 @@ import pytest
 from segkit.data.splits import split_stems
 from segkit.formats.mask_format import MaskFormat
 from segkit.inspection.advice import pick_batch, pick_crop
-from segkit.losses.pixel import parse_class_weights
+from segkit.losses.class_weights import parse_class_weights
 from tests.inspection.sets import blocks, look, write_class_files, write_masks
 
 

@@ -13,8 +13,9 @@ from segkit.losses.region import Dice
 EXCLUSIVE = MaskFormat.multiclass(["sky", "road", "tree"])
 
 
-def test_the_six_losses():
-    assert list(LOSSES) == ["cross_entropy", "focal", "dice", "jaccard", "tversky", "lovasz"]
+def test_the_losses():
+    names = ["cross_entropy", "focal", "dice", "jaccard", "tversky", "lovasz", "boundary", "cl_dice"]
+    assert list(LOSSES) == names
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -65,7 +66,10 @@ def test_a_mixture_keeps_ignored_pixels_out(format, make_pair):
     ("spec", "message"),
     [
         ("cross_entropi", "loss 'cross_entropi' is not known. Did you mean `cross_entropy`?"),
-        ({"dice": 1, "hausdorff": 1}, "Known are cross_entropy, focal, dice, jaccard, tversky, lovasz."),
+        (
+            {"dice": 1, "hausdorff": 1},
+            "Known are cross_entropy, focal, dice, jaccard, tversky, lovasz, boundary, cl_dice.",
+        ),
         ({"focal": {"gama": 2}}, "loss focal has no option 'gama'. Did you mean `gamma`?"),
         # What mmseg's shipped configs do: the activation comes from the format and nowhere else.
         ({"dice": {"activation": "sigmoid"}}, "loss dice has no option 'activation'"),

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from segkit.formats.mask_format import MaskFormat
-from segkit.losses.pixel import CrossEntropy, Focal, parse_class_weights
+from segkit.losses.class_weights import parse_class_weights
+from segkit.losses.pixel import CrossEntropy, Focal
 
 BINARY = MaskFormat.binary("cell")
 EXCLUSIVE = MaskFormat.multiclass(["sky", "road", "tree"])
@@ -132,7 +133,8 @@ def test_class_weights_by_name_or_in_order():
         ([1, 2, math.inf], "class_weights of tree is inf"),
         ([1, True, 1], "class_weights of road is True"),
         ([0, 0, 0], "all class_weights are 0"),
-        ("balanced", "class_weights is 'balanced'"),
+        ("balance", "class_weights is 'balance'"),
+        ("balanced", "nothing says of which data"),
         (2.0, "class_weights is 2.0"),
     ],
 )
@@ -154,3 +156,130 @@ def test_class_weights_follow_the_device_but_are_not_saved():
     loss = CrossEntropy(EXCLUSIVE, class_weights=[1, 2, 3])
     assert loss.to("meta").class_weights.device.type == "meta"
     assert CrossEntropy(EXCLUSIVE, class_weights=[1, 2, 3]).state_dict() == {}
+
+
+# The truth is "cell" everywhere, with these probabilities of it: losses log 4, log 4/3, log 10, log 2.
+HALVES = (-LOG3, LOG3, -math.log(9.0), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "hard"),
+    [
+        ({"top_k": 0.5}, (10, 4)),
+        ({"top_k": 0.51}, (10, 4, 2)),
+        ({"top_k": 1}, (10, 4, 2, 4 / 3)),
+        ({"hard_below": 0.3}, (10, 4)),
+        ({"hard_below": 0.2}, (10,)),
+        ({"hard_below": 0.2, "top_k": 0.5}, (10, 4)),  # at least two
+        ({"hard_below": 0.6, "top_k": 0.25}, (10, 4, 2)),  # no more than one needed, but three are hard
+    ],
+)
+def test_hard_pixels_by_hand(options, hard):
+    expected = sum(map(math.log, hard)) / len(hard)
+    logits, target = _line(*HALVES), _target(1, 1, 1, 1)
+    assert CrossEntropy(BINARY, **options)(logits, target).item() == pytest.approx(expected)
+    two = torch.cat([torch.zeros_like(logits), logits], 1)
+    same = MaskFormat.binary("cell", activation="softmax")
+    assert CrossEntropy(same, **options)(two, target).item() == pytest.approx(expected)
+
+
+def test_no_hard_pixel_costs_nothing():
+    logits = _line(*HALVES).requires_grad_()
+    value = CrossEntropy(BINARY, hard_below=0.05)(logits, _target(1, 1, 1, 1))
+    assert value == 0
+    assert (torch.autograd.grad(value, logits)[0] == 0).all()
+
+
+def test_ignored_pixels_are_neither_hard_nor_counted():
+    # Half of the two that are left is one: log 4, and not the log 10 under the ignored pixel.
+    target = _target(1, 1, 255, 255)
+    assert CrossEntropy(BINARY, top_k=0.5)(_line(*HALVES), target).item() == pytest.approx(math.log(4))
+    assert CrossEntropy(BINARY, hard_below=0.3)(_line(*HALVES), target).item() == pytest.approx(math.log(4))
+
+
+def test_classes_of_weight_zero_are_never_hard():
+    # Two of three truths weigh 0; of the one choice that is left, all is taken.
+    logits, target = 0.1 * torch.arange(9.0).view(1, 3, 1, 3), _target(0, 1, 2)
+    loss = CrossEntropy(EXCLUSIVE, class_weights={"sky": 0, "road": 0, "tree": 5}, top_k=0.1)
+    expected = F.cross_entropy(logits[..., 2], torch.tensor([[2]]))
+    assert loss(logits, target).item() == pytest.approx(expected.item())
+
+
+def test_hard_pixels_keep_their_weights():
+    # The hard two are a cell of weight 3 (log 10), and an "other" of weight 1 (log 4).
+    logits, target = _line(LOG3, LOG3, -math.log(9.0), 0.0), _target(0, 1, 1, 1)
+    loss = CrossEntropy(BINARY, class_weights=[3], top_k=0.5)
+    assert loss(logits, target).item() == pytest.approx((math.log(4) + 3 * math.log(10)) / 4)
+
+
+def test_among_equals_the_first_pixels_are_hard():
+    logits = torch.zeros((2, 1, 3, 4), requires_grad=True)
+    loss = CrossEntropy(BINARY, top_k=0.25)(logits, torch.ones((2, 1, 3, 4), dtype=torch.uint8))
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert gradient.flatten().nonzero().flatten().tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_hard_pixels_of_a_batch_or_of_each_image():
+    logits = torch.cat([_line(-9.0, -8.0), _line(LOG3, 0.0)])
+    target = torch.ones((2, 1, 1, 2), dtype=torch.uint8)
+    of_batch = CrossEntropy(BINARY, top_k=0.5)(logits, target)
+    of_images = CrossEntropy(BINARY, top_k=0.5, hard_per="image")(logits, target)
+    costs = {z: math.log1p(math.exp(-z)) for z in (-9.0, -8.0, 0.0)}
+    assert of_batch.item() == pytest.approx((costs[-9.0] + costs[-8.0]) / 2)
+    assert of_images.item() == pytest.approx((costs[-9.0] + costs[0.0]) / 2)
+
+
+def test_all_of_them_are_the_plain_loss(format, make_pair):
+    logits, target = make_pair(format, torch.float64)
+    for make in (CrossEntropy, Focal):
+        for options in ({}, {"class_weights": [0.5] * format.num_classes}):
+            plain, all_hard = make(format, **options), make(format, **options, top_k=1.0)
+            assert not all_hard.sums_all
+            assert all_hard(logits, target).item() == pytest.approx(plain(logits, target).item(), abs=1e-12)
+
+
+def test_smoothing_does_not_change_what_is_hard():
+    # By the smoothed likelihood a sure and right pixel would be the worst.
+    loss = CrossEntropy(BINARY, label_smoothing=0.5, top_k=0.5)
+    logits = _line(30.0, -1.0).requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(logits, _target(1, 1)), logits)
+    assert (gradient.flatten() != 0).tolist() == [False, True]
+
+
+def test_smoothed_focal_loss_by_hand():
+    # softmax of (log 3, 0, 0) is (3/5, 1/5, 1/5); a tenth of the truth is spread over the three.
+    logits = torch.tensor([LOG3, 0.0, 0.0], dtype=torch.float64).view(1, 3, 1, 1)
+    log_p = 0.9 * math.log(3 / 5) + 0.1 * (math.log(3 / 5) + 2 * math.log(1 / 5)) / 3
+    expected = (1 - math.exp(log_p)) ** 2 * -log_p
+    loss = Focal(EXCLUSIVE, label_smoothing=0.1)
+    assert loss(logits, torch.zeros((1, 1, 1, 1), dtype=torch.uint8)).item() == pytest.approx(expected, abs=1e-12)
+    without_focus = Focal(EXCLUSIVE, gamma=0, label_smoothing=0.1)
+    expected = F.cross_entropy(logits[..., 0], torch.tensor([[0]]), label_smoothing=0.1)
+    target = torch.zeros((1, 1, 1, 1), dtype=torch.uint8)
+    assert without_focus(logits, target).item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_a_loss_that_is_no_number_is_seen():
+    logits = _line(3.0, math.nan, 2.0, 1.0)
+    for options in ({"top_k": 0.25}, {"hard_below": 0.5}):
+        assert CrossEntropy(BINARY, **options)(logits, _target(1, 1, 1, 1)).isnan()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "top_k is 0: expected a number above 0 and at most 1"),
+        ({"top_k": 1.5}, "top_k is 1.5"),
+        ({"top_k": "a"}, "top_k is 'a'"),
+        ({"top_k": True}, "top_k is True"),
+        ({"hard_below": -1}, "hard_below is -1"),
+        ({"hard_below": math.nan}, "hard_below is nan"),
+        ({"top_k": 0.5, "hard_per": "pixel"}, "hard_per is 'pixel': expected batch or image"),
+        ({"hard_per": "image"}, "there is no `top_k`"),
+        ({"hard_per": "image", "hard_below": 0.5}, "there is no `top_k`"),
+    ],
+)
+@pytest.mark.parametrize("make", [CrossEntropy, Focal])
+def test_strange_hard_pixels_are_refused(make, options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make(EXCLUSIVE, **options)
