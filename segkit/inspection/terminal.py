@@ -20,9 +20,11 @@ _STEMS_SHOWN = 5
 
 
 def show_report(report: Report, console: Console) -> None:
-    """Print a report; what comes from files is never read as markup."""
+    """Print a report; what comes from files is never read as markup, and no line of text is broken within a path."""
+    from rich.text import Text
+
     for part in _parts(report):
-        console.print(part)
+        console.print(part, soft_wrap=isinstance(part, Text))
 
 
 def _parts(report: Report) -> Iterator[RenderableType]:
