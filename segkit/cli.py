@@ -193,15 +193,15 @@ def inspect(
     show_report(found.report, Console())
     if json is not None:
         write_json(json, found.report)
-    if html is not None:
-        found.write_page(html)
-        typer.echo(f"{html}: written. It opens in any browser.")
     if write is not None and found.bad and quarantine is None:
         quarantine = write.with_name(f"{write.stem}_quarantine.txt")  # or it would not train as it stands
     if quarantine is not None:
         found.write_quarantine(quarantine)
         count = f"{len(found.bad)} sample{'' if len(found.bad) == 1 else 's'}"
         typer.echo(f"{quarantine}: {count} to leave out with data.quarantine={quarantine}")
+    if html is not None:
+        found.write_page(html, quarantine)
+        typer.echo(f"{html}: written. It opens in any browser.")
     if write is not None:
         write_config(write, found.config(quarantine))
         typer.echo(f"{write}: written. Train with: segkit train {write}")

@@ -46,7 +46,7 @@ class Inspection:
     meaning: Meaning
     advice: Advice
     report: Report
-    bad: Mapping[tuple[str, str], list[str]]
+    bad: Mapping[tuple[str, str], list[Fault]]
     survey: Survey
     reader: MaskReader
 
@@ -60,8 +60,12 @@ class Inspection:
         listed = None if quarantine is None or not self.bad else _below(quarantine, self.source.root)
         return config_text(self.source, self.meaning, self.advice, facts_line(self.report), listed, axis)
 
-    def write_page(self, path: Path) -> None:
-        """The report as one HTML file with small pictures of up to 300 samples."""
+    def write_page(self, path: Path, quarantine: Path | None = None) -> None:
+        """The report as one HTML file with small pictures of up to 300 samples, and the config.
+
+        Args:
+            quarantine: see `config`.
+        """
         names = label_names(self.report)
         colors = label_colors(names.values())
         doubled = {(part, d[s]) for d in self.report["duplicates"] for part, s in zip(d["parts"], "ab", strict=True)}
@@ -75,17 +79,18 @@ class Inspection:
                 held = {names.get(str(key), str(key)): mark for key, mark in marks.items() if key not in nothing}
                 return read_image(pair.image), held
 
-            return Shown(pair.part, pair.stem, read, self.bad.get(pair.sample, ()), wanted=pair.sample in doubled)
+            faults = [fault.text for fault in self.bad.get(pair.sample, ())]
+            return Shown(pair.part, pair.stem, read, faults, wanted=pair.sample in doubled)
 
         pictures = make_gallery([shown(seen) for seen in self.survey.seen], colors)
-        config = None if self.advice.masks is None else self.config()
+        config = None if self.advice.masks is None else self.config(quarantine)
         write_page(path, self.report, pictures, title=str(self.source.root), config=config)
 
     def write_quarantine(self, path: Path) -> None:
         """Bad samples, one per line, each below its faults as comments; `data.quarantine` takes the file."""
         lines = [f"# Samples with faults, found by `segkit inspect`: {len(self.bad)}. Leave them out: data.quarantine."]
         for (part, stem), faults in sorted(self.bad.items()):
-            lines += [f"# {' '.join(fault.split())}" for fault in faults]
+            lines += [f"# {' '.join(str(fault).split())}" for fault in faults]
             # Another part may hold a good sample of the same name.
             lines.append(f"{part}: {stem}" if len(self.source.parts) > 1 else stem)
         write_whole(path, ("\n".join(lines) + "\n").encode())
@@ -141,10 +146,10 @@ def inspect(
         faults=_told_once([*faults, *_leaks(duplicates, survey)]),
         notes=find_notes(survey, meaning, coding, overlap, nothing),
     )
-    bad: dict[tuple[str, str], list[str]] = {}
+    bad: dict[tuple[str, str], list[Fault]] = {}
     for fault in faults:
         if fault.sample is not None:
-            bad.setdefault(fault.sample, []).append(str(fault))
+            bad.setdefault(fault.sample, []).append(fault)
     return Inspection(source, meaning, advice, report, bad, survey, reader)
 
 

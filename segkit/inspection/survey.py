@@ -48,8 +48,12 @@ class Fault:
     text: str
     sample: tuple[str, str] | None = None
 
+    def __post_init__(self) -> None:
+        # Errors of readers name the file themselves.
+        object.__setattr__(self, "text", self.text.removeprefix(f"{self.file}: "))
+
     def __str__(self) -> str:
-        return self.text if self.text.startswith(self.file) else f"{self.file}: {self.text}"
+        return f"{self.file}: {self.text}"
 
 
 @dataclass(frozen=True)

@@ -172,7 +172,6 @@ def _fault_lines(report: Report) -> Iterator[RenderableType]:
         return
     yield Text(f"{len(faults)} fault{'s' if len(faults) > 1 else ''}", style="bold red")
     for entry in faults[:_FAULTS_SHOWN]:
-        text = entry["fault"]
-        yield Text(f"  {text}" if text.startswith(entry["file"]) else f"  {entry['file']}: {text}")
+        yield Text(f"  {entry['file']}: {entry['fault']}")
     if len(faults) > _FAULTS_SHOWN:
         yield Text(f"  ... {len(faults) - _FAULTS_SHOWN} more; --json FILE lists all", style="dim")

@@ -60,6 +60,7 @@ def test_files_that_cannot_be_decoded(root):
         (root / name).write_bytes(content[: len(content) // 2])
     found = look(root)
     assert sorted(name for name, _ in faults(root)) == ["s5.jpg", "s6.png"]
+    assert not any("s5" in fault or "s6" in fault for _, fault in faults(root))  # the file is named once
     assert set(found.bad) == {("train", "s5"), ("train", "s6")}
     assert found.report["masks"] == 11
 
@@ -101,7 +102,7 @@ def test_resized_colours_look_interpolated(tmp_path):
     write_png(root / "masks" / "s5.png", cv2.resize(coloured((16, 24)), (96, 64), interpolation=cv2.INTER_LINEAR))
     found = look(root)
     assert set(found.bad) == {("train", "s5")}
-    assert "colours lie between" in found.bad["train", "s5"][0]
+    assert "colours lie between" in found.bad["train", "s5"][0].text
     assert found.report["advice"]["classes"] == ["#000000", "#0000ff", "#00ff00", "#ff0000"]
 
 
@@ -261,7 +262,7 @@ def test_a_class_file_that_is_all_white_and_one_that_is_not(tmp_path):
     planes["b"]["s0"] = np.zeros_like(part)
     found = look(write_class_files(tmp_path, planes))
     assert set(found.bad) == {("train", "w")}
-    assert "is a in every pixel" in found.bad["train", "w"][0]
+    assert "is a in every pixel" in found.bad["train", "w"][0].text
 
 
 def test_an_image_in_two_parts_is_told_and_left_in(tmp_path):

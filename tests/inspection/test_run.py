@@ -344,12 +344,13 @@ def test_a_config_with_bad_samples_leaves_them_out_by_itself(data, tmp_path, mon
 
 def test_a_page_with_pictures_of_all_samples(data, tmp_path, capsys):
     (data / "train" / "masks" / "train3.png").write_bytes(b"broken")
-    assert segkit("inspect", data, "--html", tmp_path / "r.html") == 0
+    assert segkit("inspect", data, "--html", tmp_path / "r.html", "--quarantine", data / "bad.txt") == 0
     text = (tmp_path / "r.html").read_text()
     for stem in ("train0", "train3", "val1"):
         assert stem in text
     assert text.count("data:image/webp") >= 8
     assert "binary" in text
+    assert "quarantine: bad.txt" in text  # the config that is shown trains
 
 
 @pytest.mark.parametrize("name", ["color_png", "nifti", "threshold"])
