@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 from segkit.inspection.coding import has_transparency, spread
@@ -85,14 +86,14 @@ def gray_level(key: Key) -> int | None:
     return int(key[1:3], 16) if len(key) == 7 and key[1:3] == key[3:5] == key[5:] else None
 
 
-def unfit_for_threshold(survey: Survey) -> list[Fault]:
+def unfit_for_threshold(survey: Survey, reader: MaskReader) -> list[Fault]:
     """Where bright and dark may not be all that gray pictures mean."""
     root = str(survey.seen[0].pair.masks) if survey.seen else ""
     faults = []
     if 2 * sum(seen.kind == COLOUR_PICTURE for seen in survey.seen) > len(survey.seen):
         text = "holds colours, all of which are read as bright. If they are classes, save the masks as PNG: JPEG mixes"
         faults.append(Fault(root, f"{text} them, so that no colour can be told from another for sure."))
-    elif levels := _gathered(survey):
+    elif levels := [level for level in _gathered(survey) if _has_area(survey, reader, level)]:
         text = f"holds gray levels around {', '.join(map(str, levels))}, neither dark nor bright, which are cut in the"
         faults.append(Fault(root, f"{text} middle. If they are classes, save the masks as PNG with a number for each."))
     return faults
@@ -109,6 +110,18 @@ def _gathered(survey: Survey) -> list[int]:
         if around >= least and all(abs(other - level) > 2 * _AROUND for other in found):
             found.append(level)
     return sorted(found)
+
+
+def _has_area(survey: Survey, reader: MaskReader, level: int) -> bool:
+    """Whether pixels of a level lie side by side; those of a border lie in a row."""
+    there = inside = 0
+    for seen in spread([seen for seen in survey.seen if seen.mask_hw is not None], _FIRST_LOOKS):
+        values = reader.values(seen.pair.masks, seen.pair.mask)
+        if values is not None:
+            near = (np.abs(values.astype(np.int32) - level) <= _AROUND).astype(np.uint8)
+            there += int(near.sum())
+            inside += int(cv2.erode(near, np.ones((3, 3), np.uint8)).sum())
+    return inside > _INSIDE * there
 
 
 def find_faults(

@@ -66,7 +66,8 @@ class Inspection:
         Args:
             quarantine: see `config`.
         """
-        names = label_names(self.report)
+        bright = dict.fromkeys(["255"], next(iter(self.meaning.classes), "bright"))
+        names = bright if self.report["coding"]["codec"] == "threshold" else label_names(self.report)
         colors = label_colors(names.values())
         doubled = {(part, d[s]) for d in self.report["duplicates"] for part, s in zip(d["parts"], "ab", strict=True)}
         nothing = self.meaning.nothing(self.survey)
@@ -169,10 +170,12 @@ def _settle(
         coding = Coding("threshold", f"{coding.text}, a number for each object", {"threshold": 0})
     if coding.codec == "threshold":
         if opened.masks is None and not coding.options:
-            survey.faults += unfit_for_threshold(survey)
+            survey.faults += unfit_for_threshold(survey, open_reader(coding))
         return coding, Naming({255: classes[-1]}, (), True) if isinstance(classes, list) else naming, Blurred()
     blurred = find_blurred(survey, opened.reader, (*naming.names, *naming.ignored))
-    if isinstance(classes, list):
+    if isinstance(classes, list) and len(classes) == 1 and survey.two_whites:
+        naming = Naming({255: classes[0], 1: classes[0]}, (), True)
+    elif isinstance(classes, list):
         naming = name_values(classes, set(survey.pixels) - blurred.stray)
     return coding, naming, blurred
 

@@ -50,7 +50,7 @@ class Fault:
 
     def __post_init__(self) -> None:
         # Errors of readers name the file themselves.
-        object.__setattr__(self, "text", self.text.removeprefix(f"{self.file}: "))
+        object.__setattr__(self, "text", self.text.removeprefix(f"{self.file.partition(' (')[0]}: "))
 
     def __str__(self) -> str:
         return f"{self.file}: {self.text}"
@@ -228,6 +228,8 @@ def in_order(
 
 def mask_file(reader: MaskReader, masks: Path, mask: str) -> str:
     """The first file of a mask, to name in a fault."""
+    if masks.is_file():
+        return f"{masks} ({mask})"  # of all images
     files = reader.files(masks, mask)
     return str(files[0]) if files else str(masks / mask)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -162,6 +164,31 @@ def test_jpegs_of_several_classes_are_not_called_binary_without_a_word(tmp_path)
     assert "No pixel of any mask is bright" in numbers["advice"]["reasons"][0]
 
 
+def test_soft_borders_are_no_levels_of_classes(tmp_path):
+    rows, columns = np.mgrid[:80, :120]
+    mask = np.uint8((rows - 40) ** 2 + (columns - 50) ** 2 < 900) * 255
+    soft = cv2.resize(mask, (240, 160), interpolation=cv2.INTER_CUBIC)  # twice as large: a few levels, each on borders
+    root = write_masks(tmp_path, {f"s{n}": np.repeat(soft[..., None], 3, axis=2) for n in range(4)})
+    found = look(root)
+    assert (found.report["advice"]["format"], found.report["coding"]["codec"]) == ("binary", "threshold")
+    assert [fault["fault"].split(",")[0] for fault in found.report["faults"]] == ["holds masks with soft borders"]
+    found.write_page(tmp_path / "r.html")  # draws what is bright, whatever the levels are called
+    assert (tmp_path / "r.html").read_text().count("data:image/webp") >= 8
+
+
+def test_images_that_a_coco_file_names_and_nobody_has(tmp_path):
+    for number in range(3):
+        write_image(tmp_path / "images" / f"{number}.jpg", (40, 60), number)
+    square = [[5, 5, 25, 5, 25, 25, 5, 25]]
+    listed = [{"id": n, "file_name": f"{n}.jpg", "height": 40, "width": 60} for n in range(5)]
+    marks = [{"id": n, "image_id": n, "category_id": n % 2, "segmentation": square, "iscrowd": 0} for n in range(5)]
+    categories = [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
+    content = {"images": listed, "annotations": marks, "categories": categories}
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    found = look(None, images=tmp_path / "images", masks=tmp_path / "c.json").report["faults"]
+    assert [fault["file"].rpartition("/")[2] for fault in found] == ["c.json (3)", "c.json (4)"]
+
+
 def test_empty_masks_among_jpegs(tmp_path):
     jpegs(tmp_path, blocks([0, 255, 0], (64, 96)))
     cv2.imwrite(str(tmp_path / "masks" / "s2.jpg"), np.zeros((64, 96), np.uint8))
@@ -281,3 +308,10 @@ def test_a_stray_image_has_the_fault_of_its_kind(tmp_path):
     write_image(tmp_path / "images" / "s0.png", (40, 60))
     with pytest.raises(ValueError, match="two images are named 's0'"):
         look(tmp_path)
+
+
+def test_one_name_for_a_class_that_is_1_here_and_255_there(tmp_path):
+    masks = {f"s{n}": blocks([0, 255]) for n in range(6)} | {"odd": blocks([0, 1])}
+    found = look(write_masks(tmp_path, masks), ["nucleus"])
+    assert (found.report["advice"]["format"], found.report["advice"]["classes"]) == ("binary", ["nucleus"])
+    assert set(found.bad) == {("train", "odd")}
