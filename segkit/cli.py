@@ -163,6 +163,9 @@ def inspect(
     layout: Annotated[str | None, typer.Option(help="How ROOT lies; default: told from its folders.")] = None,
     image_pattern: Annotated[str | None, typer.Option(help="Names of image files, such as '{stem}_image'.")] = None,
     mask_pattern: Annotated[str | None, typer.Option(help="Names of mask files, such as '{stem}_mask'.")] = None,
+    bands: Annotated[
+        str | None, typer.Option(metavar="LIST", help="What '{band}' in --image-pattern stands for: flair,t1c.")
+    ] = None,
     classes: Annotated[str | None, typer.Option(metavar="LIST", help=_CLASSES_HELP)] = None,
     write: Annotated[Path | None, typer.Option(metavar="CONFIG", help="Write a config that trains.")] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a page with pictures.")] = None,
@@ -182,20 +185,23 @@ def inspect(
     from segkit.inspection.run import inspect as look
     from segkit.inspection.terminal import show_report
 
-    source = find_source(root, images, masks, layout, image_pattern, mask_pattern)
+    source = find_source(
+        root, images, masks, layout, image_pattern, mask_pattern, None if bands is None else bands.split(",")
+    )
     with _progress("inspecting") as update:
         found = look(source, None if classes is None else parse_classes(classes), progress=update)
     show_report(found.report, Console())
     if json is not None:
         write_json(json, found.report)
-    if html is not None:
-        found.write_page(html)
-        typer.echo(f"{html}: written. It opens in any browser.")
     if write is not None and found.bad and quarantine is None:
         quarantine = write.with_name(f"{write.stem}_quarantine.txt")  # or it would not train as it stands
     if quarantine is not None:
         found.write_quarantine(quarantine)
-        typer.echo(f"{quarantine}: {len(found.bad)} samples to leave out with data.quarantine")
+        count = f"{len(found.bad)} sample{'' if len(found.bad) == 1 else 's'}"
+        typer.echo(f"{quarantine}: {count} to leave out with data.quarantine={quarantine}")
+    if html is not None:
+        found.write_page(html, quarantine)
+        typer.echo(f"{html}: written. It opens in any browser.")
     if write is not None:
         write_config(write, found.config(quarantine))
         typer.echo(f"{write}: written. Train with: segkit train {write}")

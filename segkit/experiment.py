@@ -18,7 +18,7 @@ from segkit.data.cache import PLACES
 from segkit.data.datasets import MaskDataset, check_training_sizes
 from segkit.data.layouts import PART_KEYS, find_layout, open_layout
 from segkit.data.reading import ImageReading
-from segkit.data.splits import read_stem_list, split_stems
+from segkit.data.splits import read_quarantine, split_stems
 from segkit.formats.codec import Codec
 from segkit.formats.codecs import open_codec
 from segkit.formats.files import write_whole
@@ -361,7 +361,8 @@ def _open_folders(config: Experiment, name: str, codec: Codec, reading: ImageRea
         raise ValueError(f"the config takes a part of `data.{name}`, which it does not describe.")
     where = {key: value for key in PART_KEYS if (value := getattr(part, key)) is not None}
     folders = open_layout(config.data.layout, Path(config.data.root), name, where)
-    left_out = read_stem_list(Path(config.data.root, config.data.quarantine)) if config.data.quarantine else []
+    listed = config.data.quarantine
+    everywhere, here = read_quarantine(_quarantine(config.data.root, listed), name) if listed else ([], [])
     data = MaskDataset(
         folders.images,
         folders.masks,
@@ -371,11 +372,19 @@ def _open_folders(config: Experiment, name: str, codec: Codec, reading: ImageRea
         bands=folders.bands,
         stems=folders.stems,
         reading=reading,
-        quarantine=left_out,
+        quarantine=[*everywhere, *here],
     )
     if data.quarantined and is_main_process():
         log.warning("data.quarantine leaves %d samples out of %s.", len(data.quarantined), name)
+    if lost := sorted(set(here) & set(data.quarantine_unknown)):
+        log.warning("data.quarantine names samples that %s does not hold: %s.", name, ", ".join(lost[:5]))
     return data
+
+
+def _quarantine(root: str, listed: str) -> Path:
+    """Below the root of the data, or where a person types it: below the current folder."""
+    below = Path(root, listed)
+    return Path(listed) if not below.exists() and Path(listed).exists() else below
 
 
 def _tell_parts(parts: Parts, tell: Callable[[str], None]) -> None:

@@ -96,6 +96,25 @@ def match_stems(names: Iterable[str], known: Iterable[str], where: str | Path) -
     return found
 
 
+def read_quarantine(path: str | Path, part: str) -> tuple[list[str], list[str]]:
+    """Samples to leave out: lines `STEM` name them in whichever part holds them, lines `PART: STEM` in one part.
+
+    Args:
+        part: train, val or test; lines of the other two are passed over.
+
+    Returns:
+        Stems of lines without a part, and stems of lines with this one.
+    """
+    everywhere, here = [], []
+    for line in read_stem_list(path):
+        named, sign, stem = line.partition(": ")
+        if not sign or named not in ("train", "val", "test"):
+            everywhere.append(line)
+        elif named == part:
+            here.append(stem.strip())
+    return everywhere, here
+
+
 def find_stems(names: Iterable[str], known: Iterable[str]) -> tuple[list[str], list[str]]:
     """What `match_stems` finds, and the names that are not known."""
     stems = dict.fromkeys(known)

@@ -155,6 +155,13 @@ def _png_header(path: Path) -> tuple[str, int] | None:
     return {0: "index_png", 3: "palette_png"}.get(kind, "color_png"), bits
 
 
+def has_transparency(path: Path) -> bool:
+    """Whether a PNG file has an alpha channel; False for other files."""
+    with path.open("rb") as file:
+        head = file.read(26)
+    return head.startswith(PNG_SIGNATURE) and len(head) == 26 and head[25] in (4, 6)
+
+
 def _per_class(names: list[str], stems: set[str]) -> Coding | None:
     """A file per class, where names of files are those of images with something before or behind: the class."""
     for pattern, split in _PATTERNS.items():

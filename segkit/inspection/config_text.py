@@ -29,7 +29,7 @@ def config_text(
     """
     if advice.masks is None:
         raise ValueError(
-            f"{source.root}: the masks hold one value alone, so there is nothing to train on and no config to write."
+            f"{source.root}: there is nothing to train on and no config to write. {' '.join(meaning.reasons)}"
         )
     lines = [f"# Written by `segkit inspect`: {facts}.", *(f"# {reason}" for reason in meaning.reasons)]
     lines += ["masks:", *_masks(meaning, advice.masks)]

@@ -9,6 +9,7 @@ from typing import Any
 from segkit.formats.mask_format import BACKGROUND
 from segkit.inspection.coding import Coding
 from segkit.inspection.evidence import Overlap
+from segkit.inspection.faults import gray_level
 from segkit.inspection.naming import Naming
 from segkit.inspection.stored import Key
 from segkit.inspection.survey import Survey
@@ -18,6 +19,7 @@ _BLACK = "#000000"
 # What people and tools write for "do not look here".
 _USUAL_IGNORES = (255, 65535)
 _CHAINS_SHOWN = 3
+_VALUES_SHOWN = 12
 # An id for the rest of the world is thin but in nearly every image; a background is large.
 _VOID_SHARE, _VOID_IMAGES, _FEWEST_IMAGES = 0.05, 0.9, 8
 
@@ -34,6 +36,7 @@ class Meaning:
         ignored: values that mean "do not look here".
         candidates: unnamed values that may mean so.
         reasons: two sentences with the numbers behind them.
+        dark: gray levels that are not the class of the codec `threshold`.
     """
 
     format: str | None
@@ -43,6 +46,7 @@ class Meaning:
     ignored: tuple[Key, ...]
     candidates: tuple[Key, ...]
     reasons: tuple[str, ...]
+    dark: tuple[Key, ...] = ()
 
     def nothing(self, survey: Survey) -> tuple[Key, ...]:
         """Values that mean that nothing is here: `unlabelled`, `background`, and an unnamed 0 on most pixels."""
@@ -55,7 +59,7 @@ class Meaning:
     def unlabelled(self) -> tuple[Key, ...]:
         """Values that name no class."""
         background = (k for k, name in self.names.items() if self.format == "binary" and name == BACKGROUND)
-        return (*background, *self.ignored)
+        return (*background, *self.ignored, *self.dark)
 
 
 def read_values(survey: Survey, naming: Naming, coding: Coding, stray: frozenset[Key] = frozenset()) -> Meaning:
@@ -67,11 +71,14 @@ def read_values(survey: Survey, naming: Naming, coding: Coding, stray: frozenset
     found = sorted((k for k in survey.pixels if k not in stray), key=_order)
     names: dict[Key, str]
     if coding.codec == "threshold":
-        return _bright(survey, naming)
+        return _bright(survey, naming, coding)
     if naming.given:
         return _named(survey, naming, found)
+    if not survey.pixels:
+        return _no_advice("No mask could be read: nothing can be told from them.")
     if len(found) < 2:
-        return Meaning(None, None, (), {}, (), (), ("All masks hold the same value: nothing can be told from them.",))
+        what = "hold the same value" if len(survey.pixels) == 1 else "are blurred or pictures, not masks"
+        return _no_advice(f"All masks {what}: nothing can be told from them.")
     if survey.two_whites:
         names = {0: BACKGROUND, 255: FOREGROUND, 1: FOREGROUND}
         why = "no mask holds both 1 and 255, so both mark the one class"
@@ -134,8 +141,9 @@ def looks_like_bits(values: Sequence[Key]) -> str | None:
         return None
     sums = [v for v in numbers if v not in bits]
     example = f", {sums[0]} = {' + '.join(str(b) for b in bits if sums[0] & b)}" if sums else ""
+    shown = ", ".join(map(str, numbers[:_VALUES_SHOWN])) + (", ..." if len(numbers) > _VALUES_SHOWN else "")
     return (
-        f"The values {', '.join(map(str, numbers))} could also be bits of overlapping classes ({bits[0]}, {bits[1]}, "
+        f"The values {shown} could also be bits of overlapping classes ({bits[0]}, {bits[1]}, "
         f"...{example}). If they are, use the codec `bit_planes` and format multilabel."
     )
 
@@ -154,17 +162,40 @@ def _named(survey: Survey, naming: Naming, found: Sequence[Key]) -> Meaning:
     return Meaning("multiclass", "softmax", tuple(classes), names, naming.ignored, (), reasons)
 
 
-def _bright(survey: Survey, naming: Naming) -> Meaning:
+def _no_advice(reason: str) -> Meaning:
+    return Meaning(None, None, (), {}, (), (), (reason,))
+
+
+def _bright(survey: Survey, naming: Naming, coding: Coding) -> Meaning:
     name = next((n for n in naming.names.values() if n != BACKGROUND), FOREGROUND)
-    bright = sum(n for v, n in survey.pixels.items() if isinstance(v, int) and v >= 128) / max(survey.total, 1)
-    clear = sum(survey.pixels[v] for v in (0, 255)) / max(survey.total, 1)
-    reasons = (
-        f"The masks are gray pictures, dark or bright with {percent(clear)} of the pixels exactly 0 or 255: one class "
-        f"against the rest, bright in {percent(bright)} of all pixels.",
-        "One sigmoid says how likely it is there; the levels between come from resizing or compression and are cut in "
-        "the middle.",
-    )
-    return Meaning("binary", "sigmoid", (name,), {}, (), (), reasons)
+    levels = {key: gray_level(key) or 0 for key in survey.pixels}
+    brightest = max(levels.values(), default=0)
+    cut = coding.options.get("threshold", 127.5 if brightest < 256 else 32767.5)
+    is_dark = {key: (level > cut) == bool(coding.options.get("dark")) for key, level in levels.items()}
+    dark = tuple(key for key in levels if is_dark[key])
+    share = sum(survey.pixels[key] for key in levels if not is_dark[key]) / max(survey.total, 1)
+    if share == 0:
+        return _no_advice(
+            f"No pixel of any mask is bright, which would be the class: the brightest is {brightest}, and "
+            f"{cut + 0.5:g} is needed. If these are numbers of classes, save the masks as PNG: other files change them."
+        )
+    if coding.options.get("threshold") == 0:
+        reasons = (
+            f"The masks number objects, {len(levels) - len(dark)} numbers in all that count from 1 in every "
+            f"mask or come back in no other, each on one connected piece: one class against the rest, on "
+            f"{percent(share)} of all pixels.",
+            "One sigmoid says how likely it is there, whichever object it is; `segkit predict --objects` tells the "
+            "connected ones apart again. If the numbers are classes after all, name them with --classes.",
+        )
+    else:
+        clear = sum(survey.pixels[key] for key, level in levels.items() if level in (0, 255)) / survey.total
+        reasons = (
+            f"The masks are gray pictures, dark or bright with {percent(clear)} of the pixels exactly 0 or 255: one "
+            f"class against the rest, bright in {percent(share)} of all pixels.",
+            "One sigmoid says how likely it is there; the levels between come from resizing or compression and are "
+            "cut in the middle.",
+        )
+    return Meaning("binary", "sigmoid", (name,), {}, (), (), reasons, dark)
 
 
 def _binary_reasons(survey: Survey, names: Mapping[Key, str], why: str = "") -> tuple[str, str]:

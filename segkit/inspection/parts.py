@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ def find_source(
     layout: str | None = None,
     image_pattern: str | None = None,
     mask_pattern: str | None = None,
+    bands: Sequence[str] | None = None,
 ) -> Source:
     """The data set that a person named.
 
@@ -50,6 +52,7 @@ def find_source(
         layout: a name in `LAYOUTS`; without it, it is told from the folders of `root`. Beside `images` and `masks` it
             only says what the masks mean.
         image_pattern, mask_pattern: how files are named after samples, see `Pattern`.
+        bands: what `{band}` in `image_pattern` stands for, where the bands of an image lie in a file each.
 
     Raises:
         ValueError: names what is missing.
@@ -58,8 +61,9 @@ def find_source(
         raise ValueError("--images and --masks go together: give both.")
     if (root is None) == (images is None):
         raise ValueError("give the ROOT of a data set, or --images DIR and --masks DIR; not both.")
-    patterns = {"image_pattern": image_pattern, "mask_pattern": mask_pattern}
-    given = {key: value for key, value in patterns.items() if value is not None}
+    names: dict[str, Any] = {"image_pattern": image_pattern, "mask_pattern": mask_pattern}
+    names["bands"] = None if bands is None else [band.strip() for band in bands]
+    given = {key: value for key, value in names.items() if value is not None}
     if images is not None and masks is not None:
         part = {"images": str(images), "masks": str(masks), **given}
         here = Path(".")
@@ -88,7 +92,7 @@ def without_names(source: Source) -> Source:
     return replace(source, masks=None)
 
 
-def _plain(root: Path, given: dict[str, str]) -> Source:
+def _plain(root: Path, given: dict[str, Any]) -> Source:
     """Folders by the names that people give them."""
     parts = find_layout(FOLDERS).parts(root)
     if not parts:
@@ -96,7 +100,7 @@ def _plain(root: Path, given: dict[str, str]) -> Source:
             f"{root}: no data set that segkit knows by its folders. Expected {find_layout(FOLDERS).expects}; else name "
             "a --layout, or folders with --images DIR and --masks DIR."
         )
-    parts = {name: replace(part, **given) for name, part in parts.items()}  # type: ignore[arg-type]
+    parts = {name: replace(part, **given) for name, part in parts.items()}
     config: dict[str, Any] = {"root": str(root)}
     for name, part in parts.items():
         folders = {"images": part.images, "masks": part.masks}
@@ -104,7 +108,7 @@ def _plain(root: Path, given: dict[str, str]) -> Source:
     return Source(root, parts, config)
 
 
-def _described(root: Path, name: str, layout: Layout, given: dict[str, str]) -> Source:
+def _described(root: Path, name: str, layout: Layout, given: dict[str, Any]) -> Source:
     """What a layout knows."""
     there = layout.parts(root)
     if not there:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,17 @@ from segkit.inspection.coding import Coding
 from segkit.inspection.config_text import config_text
 from segkit.inspection.duplicates import Duplicate, find_duplicates, fingerprint
 from segkit.inspection.evidence import find_overlap
-from segkit.inspection.faults import Blurred, empty_masks, find_blurred, find_faults, is_soft
+from segkit.inspection.faults import Blurred, empty_masks, find_blurred, find_faults, is_soft, unfit_for_threshold
 from segkit.inspection.gallery import Shown, make_gallery
 from segkit.inspection.meaning import Meaning, read_classes, read_values
 from segkit.inspection.naming import Naming, name_values
 from segkit.inspection.notes import find_notes
+from segkit.inspection.objects import are_objects
 from segkit.inspection.opening import Opened, open_masks
 from segkit.inspection.page import label_names, write_page
 from segkit.inspection.parts import Source
 from segkit.inspection.report import Report, make_report
-from segkit.inspection.stored import Key, MaskReader
+from segkit.inspection.stored import Key, MaskReader, open_reader
 from segkit.inspection.survey import Fault, Progress, Seen, Survey, take_survey
 from segkit.inspection.thumbnails import label_colors
 
@@ -37,7 +38,7 @@ class Inspection:
 
     Attributes:
         report: what `segkit inspect --json` writes.
-        bad: stem -> faults, of samples to leave out.
+        bad: (part, stem) -> faults, of samples to leave out.
         survey, reader: what was read, and how, to look at samples again.
     """
 
@@ -45,7 +46,7 @@ class Inspection:
     meaning: Meaning
     advice: Advice
     report: Report
-    bad: Mapping[str, list[str]]
+    bad: Mapping[tuple[str, str], list[Fault]]
     survey: Survey
     reader: MaskReader
 
@@ -59,9 +60,14 @@ class Inspection:
         listed = None if quarantine is None or not self.bad else _below(quarantine, self.source.root)
         return config_text(self.source, self.meaning, self.advice, facts_line(self.report), listed, axis)
 
-    def write_page(self, path: Path) -> None:
-        """The report as one HTML file with small pictures of up to 300 samples."""
-        names = label_names(self.report)
+    def write_page(self, path: Path, quarantine: Path | None = None) -> None:
+        """The report as one HTML file with small pictures of up to 300 samples, and the config.
+
+        Args:
+            quarantine: see `config`.
+        """
+        bright = dict.fromkeys(["255"], next(iter(self.meaning.classes), "bright"))
+        names = bright if self.report["coding"]["codec"] == "threshold" else label_names(self.report)
         colors = label_colors(names.values())
         doubled = {(part, d[s]) for d in self.report["duplicates"] for part, s in zip(d["parts"], "ab", strict=True)}
         nothing = self.meaning.nothing(self.survey)
@@ -74,19 +80,20 @@ class Inspection:
                 held = {names.get(str(key), str(key)): mark for key, mark in marks.items() if key not in nothing}
                 return read_image(pair.image), held
 
-            wanted = (pair.part, pair.stem) in doubled
-            return Shown(pair.part, pair.stem, read, self.bad.get(pair.stem, ()), wanted)
+            faults = [fault.text for fault in self.bad.get(pair.sample, ())]
+            return Shown(pair.part, pair.stem, read, faults, wanted=pair.sample in doubled)
 
         pictures = make_gallery([shown(seen) for seen in self.survey.seen], colors)
-        config = None if self.advice.masks is None else self.config()
+        config = None if self.advice.masks is None else self.config(quarantine)
         write_page(path, self.report, pictures, title=str(self.source.root), config=config)
 
     def write_quarantine(self, path: Path) -> None:
-        """Stems of bad samples, one per line, each below its faults as comments; `data.quarantine` takes the file."""
-        lines = [f"# {len(self.bad)} samples with faults, found by `segkit inspect`. Leave them out: data.quarantine."]
-        for stem, faults in sorted(self.bad.items()):
-            lines += [f"# {' '.join(fault.split())}" for fault in faults]
-            lines.append(stem)
+        """Bad samples, one per line, each below its faults as comments; `data.quarantine` takes the file."""
+        lines = [f"# Samples with faults, found by `segkit inspect`: {len(self.bad)}. Leave them out: data.quarantine."]
+        for (part, stem), faults in sorted(self.bad.items()):
+            lines += [f"# {' '.join(str(fault).split())}" for fault in faults]
+            # Another part may hold a good sample of the same name.
+            lines.append(f"{part}: {stem}" if len(self.source.parts) > 1 else stem)
         write_whole(path, ("\n".join(lines) + "\n").encode())
 
 
@@ -112,12 +119,15 @@ def inspect(
     opened = open_masks(source, classes, reading)
     survey = take_survey(source.parts, opened.reader, reading, workers, progress, look=fingerprint)
     coding, naming, blurred = _settle(opened, survey, classes)
+    reader = opened.reader if coding is opened.coding else open_reader(coding)
     if coding.per_class:
         overlap = find_overlap(survey, per_class=True)
         meaning = read_classes(survey, overlap, coding, opened.order)
     else:
         meaning = read_values(survey, naming, coding, blurred.stray)
         overlap = find_overlap(survey, per_class=False, unlabelled=meaning.unlabelled)
+    if meaning.format == "binary":
+        overlap = replace(overlap, never_together=[])  # of two values of one class
     nothing = meaning.nothing(survey)
     # Of gray levels every one has a meaning, whatever they are called.
     declared = Naming() if coding.codec == "threshold" else naming
@@ -137,11 +147,11 @@ def inspect(
         faults=_told_once([*faults, *_leaks(duplicates, survey)]),
         notes=find_notes(survey, meaning, coding, overlap, nothing),
     )
-    bad: dict[str, list[str]] = {}
+    bad: dict[tuple[str, str], list[Fault]] = {}
     for fault in faults:
-        if fault.stem is not None:
-            bad.setdefault(fault.stem, []).append(f"{fault.file}: {fault.text}")
-    return Inspection(source, meaning, advice, report, bad, survey, opened.reader)
+        if fault.sample is not None:
+            bad.setdefault(fault.sample, []).append(fault)
+    return Inspection(source, meaning, advice, report, bad, survey, reader)
 
 
 def _settle(
@@ -156,12 +166,24 @@ def _settle(
         text = "holds masks with soft borders, as resizing or JPEG leave them: read as bright or dark. Export them new."
         survey.faults.append(Fault(root, text))
         coding = Coding("threshold", f"{coding.text}, bright or dark with soft borders")
+    elif _may_number_objects(opened, classes) and are_objects(survey, opened.reader):
+        coding = Coding("threshold", f"{coding.text}, a number for each object", {"threshold": 0})
     if coding.codec == "threshold":
+        if opened.masks is None and not coding.options:
+            survey.faults += unfit_for_threshold(survey, open_reader(coding))
         return coding, Naming({255: classes[-1]}, (), True) if isinstance(classes, list) else naming, Blurred()
     blurred = find_blurred(survey, opened.reader, (*naming.names, *naming.ignored))
-    if isinstance(classes, list):
+    if isinstance(classes, list) and len(classes) == 1 and survey.two_whites:
+        naming = Naming({255: classes[0], 1: classes[0]}, (), True)
+    elif isinstance(classes, list):
         naming = name_values(classes, set(survey.pixels) - blurred.stray)
     return coding, naming, blurred
+
+
+def _may_number_objects(opened: Opened, classes: Mapping[Key, str] | list[str] | None) -> bool:
+    """Whether nobody says that values are classes, and the codec `threshold` could read them."""
+    unnamed = classes is None or (isinstance(classes, list) and len(classes) == 1)
+    return opened.masks is None and unnamed and opened.coding.codec in ("index_png", "palette_png", "tiff")
 
 
 def facts_line(report: Report) -> str:
@@ -200,7 +222,7 @@ def _key(key: Any) -> tuple[str, str]:
 
 def _leaks(duplicates: Sequence[Duplicate], survey: Survey) -> list[Fault]:
     """Images that two parts share: scores are better than they should be."""
-    files: dict[Any, str] = {(seen.pair.part, seen.pair.stem): str(seen.pair.image) for seen in survey.seen}
+    files: dict[Any, str] = {seen.pair.sample: str(seen.pair.image) for seen in survey.seen}
     return [
         Fault(
             files[pair.b],

@@ -27,6 +27,9 @@ _SHORT_RUNS = 8
 _FEW_CLASSES = 8
 _MOST_BITS = 62
 _MOST_DRAWN = 100
+# Of 255, and of all pixels.
+_COLOURED, _COLOURED_SHARE = 96, 1e-3
+GRAY_PICTURE, COLOUR_PICTURE = "gray picture", "colour picture"
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,11 @@ class MaskReader(ABC):
         """(H, W) values of a mask that holds gray levels, else None."""
         return None
 
+    def channels(self, root: Path, stem: str) -> np.ndarray | None:
+        """(H, W, 1) gray levels or (H, W, 3) colours of a mask, else None."""
+        values = self.values(root, stem)
+        return None if values is None else values[..., None]
+
     def marks(self, root: Path, stem: str) -> dict[Key, np.ndarray]:
         """(H, W) bool of each value or class that a mask holds, to draw it; of many the first."""
         values = self.values(root, stem)
@@ -93,7 +101,7 @@ def open_reader(coding: Coding, codec: Codec | None = None) -> MaskReader:
     if coding.codec in ("index_png", "palette_png", "color_png"):
         return _PngValues(in_colours=coding.codec == "color_png")
     if coding.codec == "threshold":
-        return _GrayPictures()
+        return _GrayPictures(coding.options)
     return _CodecValues({"name": coding.codec, **coding.options})
 
 
@@ -149,18 +157,24 @@ class _PngValues(MaskReader):
     def marks(self, root: Path, stem: str) -> dict[Key, np.ndarray]:
         if not self.in_colours:
             return super().marks(root, stem)
+        codes = _codes(self._colours(root, stem))
+        return {_color_key(code): codes == code for code in np.unique(codes)[:_MOST_DRAWN].tolist()}
+
+    def channels(self, root: Path, stem: str) -> np.ndarray | None:
+        return self._colours(root, stem) if self.in_colours else super().channels(root, stem)
+
+    def _colours(self, root: Path, stem: str) -> np.ndarray:
+        """(H, W, 3) of 8 bits."""
         png = read_png(path_of(root, stem, ".png"))
         palette = png.palette if png.palette is not None else _grays(png.bits)
-        colours = png.pixels if png.pixels.ndim == 3 else palette[png.pixels]
-        codes = _codes(colours)
-        return {_color_key(code): codes == code for code in np.unique(codes)[:_MOST_DRAWN].tolist()}
+        return _eight_bits(png.pixels[..., :3] if png.pixels.ndim == 3 else palette[png.pixels])
 
 
 class _GrayPictures(MaskReader):
-    """Gray levels of any picture."""
+    """Gray levels of any picture; of colours the brightest channel, as the codec `threshold` takes them."""
 
-    def __init__(self) -> None:
-        self.codec = open_codec("threshold", MaskFormat.binary())
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.codec = open_codec({"name": "threshold", **options}, MaskFormat.binary())
 
     def stems(self, root: Path) -> list[str]:
         return self.codec.stems(root)
@@ -169,17 +183,21 @@ class _GrayPictures(MaskReader):
         return self.codec.files(root, stem)
 
     def count(self, root: Path, stem: str, like: Path | None = None) -> MaskCounts:
-        values = self.values(root, stem)
-        return MaskCounts(values.shape, "gray picture", count_values(values))
+        picture = self._picture(root, stem)
+        values = _brightness(picture)
+        return MaskCounts(values.shape, COLOUR_PICTURE if _is_coloured(picture) else GRAY_PICTURE, count_values(values))
 
     def values(self, root: Path, stem: str) -> np.ndarray:
+        return _brightness(self._picture(root, stem))
+
+    def marks(self, root: Path, stem: str) -> dict[Key, np.ndarray]:
+        return {255: self.codec.read(root, stem)[..., 0] == 1}
+
+    def _picture(self, root: Path, stem: str) -> np.ndarray:
         files = self.files(root, stem)
         if not files:
             raise ValueError(f"{root / stem}: no such mask.")
-        return np.ascontiguousarray(read_image_file(files[0], gray=True)[..., 0])
-
-    def marks(self, root: Path, stem: str) -> dict[Key, np.ndarray]:
-        return {255: self.values(root, stem) > 127}
+        return read_image_file(files[0], gray=None)
 
 
 class _CodecValues(MaskReader):
@@ -278,10 +296,29 @@ def _codes(pixels: np.ndarray) -> np.ndarray:
     """(H, W) uint32, one number for each colour of (H, W, 3 or 4) pixels; transparency is left out."""
     import cv2
 
-    if pixels.dtype != np.uint8:
-        pixels = (pixels >> 8).astype(np.uint8)
-    rgba = cv2.cvtColor(np.ascontiguousarray(pixels[..., :3]), cv2.COLOR_RGB2RGBA)
+    rgba = cv2.cvtColor(np.ascontiguousarray(_eight_bits(pixels)[..., :3]), cv2.COLOR_RGB2RGBA)
     return rgba.view("<u4")[..., 0]
+
+
+def _eight_bits(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
+
+
+def _brightness(picture: np.ndarray) -> np.ndarray:
+    """(H, W) of the brightest channel."""
+    if picture.shape[2] == 1:
+        return picture[..., 0]
+    channels = np.ascontiguousarray(np.moveaxis(picture, 2, 0))
+    return channels.max(axis=0)
+
+
+def _is_coloured(picture: np.ndarray) -> bool:
+    """Whether channels differ by more than compression makes them, in more than a stray pixel of a thousand."""
+    if picture.shape[2] == 1:
+        return False
+    small = picture[:: max(1, picture.shape[0] // 256), :: max(1, picture.shape[1] // 256)].astype(np.int32)
+    differ = small.max(axis=2) - small.min(axis=2) > _COLOURED
+    return bool(differ.mean() > _COLOURED_SHARE)
 
 
 def _color_key(code: int) -> str:

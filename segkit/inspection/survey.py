@@ -16,10 +16,11 @@ import numpy as np
 from segkit.data.images import ImageRef
 from segkit.data.layouts import Part
 from segkit.data.pairing import told_apart
-from segkit.data.patterns import Pattern
+from segkit.data.patterns import STEM, Pattern
 from segkit.data.reading import ImageReading
 from segkit.data.splits import match_stems
 from segkit.inspection.stored import Key, MaskCounts, MaskReader
+from segkit.inspection.unpaired import unpaired_text
 
 Progress = Callable[[int, int], None]
 Item = TypeVar("Item")
@@ -40,12 +41,19 @@ class Fault:
     Attributes:
         file: where.
         text: what was found, what was expected and the way out.
-        stem: the sample it spoils, or None where no sample is to be left out for it.
+        sample: (part, stem) that it spoils, or None where no sample is to be left out for it.
     """
 
     file: str
     text: str
-    stem: str | None = None
+    sample: tuple[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        # Errors of readers name the file themselves.
+        object.__setattr__(self, "text", self.text.removeprefix(f"{self.file.partition(' (')[0]}: "))
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,11 @@ class Pair:
     image: ImageRef
     masks: Path
     mask: str
+
+    @property
+    def sample(self) -> tuple[str, str]:
+        """(part, stem): two parts may hold samples of one name."""
+        return self.part, self.stem
 
 
 @dataclass(frozen=True)
@@ -186,7 +199,7 @@ def take_survey(
             for pair, (facts, counts, looked) in zip(some, found, strict=True):
                 _merge(survey, pair, facts, counts, reader)
                 if looked is not None:
-                    survey.looks[pair.part, pair.stem] = looked
+                    survey.looks[pair.sample] = looked
                 done += 1
                 if progress is not None:
                     progress(done, len(pairs))
@@ -215,6 +228,8 @@ def in_order(
 
 def mask_file(reader: MaskReader, masks: Path, mask: str) -> str:
     """The first file of a mask, to name in a fault."""
+    if masks.is_file():
+        return f"{masks} ({mask})"  # of all images
     files = reader.files(masks, mask)
     return str(files[0]) if files else str(masks / mask)
 
@@ -226,24 +241,44 @@ def _pair_up(name: str, part: Part, reader: MaskReader, reading: ImageReading, s
     refs, masks = named.find(part.images), pattern.by_stem(reader.stems(part.masks))
     if part.images.resolve() == part.masks.resolve():
         refs, masks = told_apart(refs, masks, named.files, pattern)
+        both = next(
+            (stem for stem in refs if stem in masks and _is_own_mask(refs[stem], part, masks[stem], reader)), None
+        )
+        if both is not None:
+            raise ValueError(
+                f"{refs[both]}: lies in the folder of images and in that of masks, which are one. Say how they are "
+                f"told apart with --image-pattern and --mask-pattern, such as '{STEM}_mask'."
+            )
     wanted = list(refs) if part.stems is None else match_stems(part.stems, refs, part.images)
     survey.parts[name] = len(wanted)
+    if not refs:
+        raise ValueError(f"{part.images}: no images here{_named(part)}. The masks are in {part.masks}.")
+    if wanted and masks and not any(stem in masks for stem in wanted):
+        raise ValueError(unpaired_text(part.images, part.masks, wanted, list(masks.values())))
     for stem in wanted:
         if stem not in masks:
-            survey.faults.append(Fault(str(refs[stem]), f"an image without a mask in {part.masks}.", stem))
+            survey.faults.append(Fault(str(refs[stem]), f"an image without a mask in {part.masks}.", (name, stem)))
     # A list says which samples are meant; masks of others may lie beside them.
     for stem in masks if part.stems is None else ():
         if stem not in refs:
             text = f"a mask without an image in {part.images}."
-            survey.faults.append(Fault(mask_file(reader, part.masks, masks[stem]), text, stem))
+            survey.faults.append(Fault(mask_file(reader, part.masks, masks[stem]), text, (name, stem)))
     return [Pair(name, stem, refs[stem], part.masks, masks[stem]) for stem in wanted if stem in masks]
+
+
+def _is_own_mask(image: ImageRef, part: Part, mask: str, reader: MaskReader) -> bool:
+    return image.path in reader.files(part.masks, mask)
+
+
+def _named(part: Part) -> str:
+    return "" if part.image_pattern == STEM else f" whose names match {part.image_pattern!r}"
 
 
 def _merge(survey: Survey, pair: Pair, facts: ImageFacts | str, counts: MaskCounts | str, reader: MaskReader) -> None:
     if isinstance(facts, str):
-        survey.faults.append(Fault(str(pair.image), facts, pair.stem))
+        survey.faults.append(Fault(str(pair.image), facts, pair.sample))
     if isinstance(counts, str):
-        survey.faults.append(Fault(mask_file(reader, pair.masks, pair.mask), counts, pair.stem))
+        survey.faults.append(Fault(mask_file(reader, pair.masks, pair.mask), counts, pair.sample))
     image = None if isinstance(facts, str) else facts
     if isinstance(counts, str):
         survey.add(Seen(pair, image), None)
@@ -253,7 +288,7 @@ def _merge(survey: Survey, pair: Pair, facts: ImageFacts | str, counts: MaskCoun
     survey.add(Seen(pair, image, counts.size_hw, counts.kind, frozenset(counts.pixels), filled), counts)
     if image is not None and image.size_hw != counts.size_hw:
         text = _size_text(counts.size_hw, image.size_hw)
-        survey.faults.append(Fault(mask_file(reader, pair.masks, pair.mask), text, pair.stem))
+        survey.faults.append(Fault(mask_file(reader, pair.masks, pair.mask), text, pair.sample))
 
 
 def _size_text(mask_hw: tuple[int, int], image_hw: tuple[int, int]) -> str:

@@ -20,9 +20,11 @@ _STEMS_SHOWN = 5
 
 
 def show_report(report: Report, console: Console) -> None:
-    """Print a report; what comes from files is never read as markup."""
+    """Print a report; what comes from files is never read as markup, and no line of text is broken within a path."""
+    from rich.text import Text
+
     for part in _parts(report):
-        console.print(part)
+        console.print(part, soft_wrap=isinstance(part, Text))
 
 
 def _parts(report: Report) -> Iterator[RenderableType]:
@@ -170,7 +172,6 @@ def _fault_lines(report: Report) -> Iterator[RenderableType]:
         return
     yield Text(f"{len(faults)} fault{'s' if len(faults) > 1 else ''}", style="bold red")
     for entry in faults[:_FAULTS_SHOWN]:
-        text = entry["fault"]
-        yield Text(f"  {text}" if text.startswith(entry["file"]) else f"  {entry['file']}: {text}")
+        yield Text(f"  {entry['file']}: {entry['fault']}")
     if len(faults) > _FAULTS_SHOWN:
         yield Text(f"  ... {len(faults) - _FAULTS_SHOWN} more; --json FILE lists all", style="dim")

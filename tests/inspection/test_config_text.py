@@ -129,7 +129,7 @@ def test_quarantine_leaves_out_exactly_the_bad_samples_and_says_so(tmp_path, cap
     (data / "train" / "images" / "s6.jpg").unlink()
     (data / "val" / "masks" / "v2.png").unlink()
     found = look(data)
-    assert set(found.bad) == {"s1", "s4", "s6", "v2"}
+    assert set(found.bad) == {("train", "s1"), ("train", "s4"), ("train", "s6"), ("val", "v2")}
     inside, outside = data / "bad.txt", tmp_path / "elsewhere" / "bad.txt"
     for listed in (inside, outside):
         found.write_quarantine(listed)
@@ -143,8 +143,35 @@ def test_quarantine_leaves_out_exactly_the_bad_samples_and_says_so(tmp_path, cap
         assert "leaves 2 samples out of train" in caplog.text
         assert "leaves 1 samples out of val" in caplog.text
     lines = inside.read_text().splitlines()
-    assert [line for line in lines if not line.startswith("#")] == ["s1", "s4", "s6", "v2"]
+    assert [line for line in lines if not line.startswith("#")] == ["train: s1", "train: s4", "train: s6", "val: v2"]
     assert any("s4.png" in line and "lies on its side" in line for line in lines if line.startswith("#"))
+
+
+def test_a_good_sample_of_another_part_keeps_its_place_beside_a_bad_one_of_its_name(tmp_path, caplog):
+    data = tmp_path / "data"
+    for part in ("train", "val", "test"):
+        write_masks(data, {f"{n:03d}": blocks([0, 255], (64, 96)) for n in range(4)}, part)
+    (data / "train" / "masks" / "001.png").write_bytes(b"broken")
+    found = look(data)
+    found.write_quarantine(data / "bad.txt")
+    config = written(found, tmp_path / "config.yaml", data / "bad.txt")
+    parts = open_parts(config, open_masks(config.masks))
+    assert parts.train.stems == ["000", "002", "003"]
+    assert parts.val.stems == parts.test.stems == ["000", "001", "002", "003"]
+    (data / "bad.txt").write_text("train: 001\nval: 009\n")
+    open_parts(config, open_masks(config.masks))
+    assert "names samples that val does not hold: 009" in caplog.text
+
+
+def test_quarantine_is_found_where_it_was_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = look(write_masks(Path("data"), {f"s{n}": blocks([0, 255], (64, 96)) for n in range(6)}))
+    write_config(Path("c.yaml"), found.config())
+    Path("bad.txt").write_text("s2\n")
+    config = read_config("c.yaml", ["data.quarantine=bad.txt"])
+    assert open_parts(config, open_masks(config.masks)).train.quarantined == ["s2"]
+    Path("data", "bad.txt").write_text("s3\n")  # the one beside the data goes first
+    assert open_parts(config, open_masks(config.masks)).train.quarantined == ["s3"]
 
 
 def test_a_clean_set_needs_no_quarantine(tmp_path):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from segkit.formats.png_files import write_png
 from tests.inspection.sets import blocks, look, write_class_files, write_image, write_masks
@@ -38,7 +41,7 @@ def test_images_without_masks_and_masks_without_images(root):
         "s3.jpg": "an image without a mask",
         "s4.png": "a mask without an image",
     }
-    assert set(found.bad) == {"s3", "s4"}
+    assert set(found.bad) == {("train", "s3"), ("train", "s4")}
     assert found.report["images"] == 11
 
 
@@ -59,7 +62,8 @@ def test_files_that_cannot_be_decoded(root):
         (root / name).write_bytes(content[: len(content) // 2])
     found = look(root)
     assert sorted(name for name, _ in faults(root)) == ["s5.jpg", "s6.png"]
-    assert set(found.bad) == {"s5", "s6"}
+    assert not any("s5" in fault or "s6" in fault for _, fault in faults(root))  # the file is named once
+    assert set(found.bad) == {("train", "s5"), ("train", "s6")}
     assert found.report["masks"] == 11
 
 
@@ -80,10 +84,125 @@ def test_resized_labels_look_interpolated(root):
     for number in range(8):
         write_png(root / "masks" / f"s{number}.png", blocks([0, 80], (40, 60)))
     found = look(root)
-    assert set(found.bad) == {"s8", "s9"}
+    assert set(found.bad) == {("train", "s8"), ("train", "s9")}
     assert all("looks interpolated" in fault for _, fault in faults(root))
     # what blur made is no class
     assert found.report["advice"]["classes"] == ["0", "1", "2", "80"]
+
+
+COLOURS = np.array([[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
+
+
+def coloured(size_hw=(64, 96)) -> np.ndarray:
+    return COLOURS[blocks([0, 1, 0, 2, 0, 3], size_hw)]
+
+
+def test_resized_colours_look_interpolated(tmp_path):
+    root = write_masks(tmp_path, {f"s{n}": coloured() for n in range(6)})
+    clean = look(root)
+    assert (clean.bad, len(clean.report["advice"]["classes"])) == ({}, 4)
+    write_png(root / "masks" / "s5.png", cv2.resize(coloured((16, 24)), (96, 64), interpolation=cv2.INTER_LINEAR))
+    found = look(root)
+    assert set(found.bad) == {("train", "s5")}
+    assert "colours lie between" in found.bad["train", "s5"][0].text
+    assert found.report["advice"]["classes"] == ["#000000", "#0000ff", "#00ff00", "#ff0000"]
+
+
+def test_a_thin_class_in_resized_masks_stays_a_class(tmp_path):
+    masks = {}
+    for number in range(6):
+        mask = np.zeros((160, 240), np.uint8)
+        mask[40:120, 60:120] = 200
+        mask[8:14, 8:14] = 90  # 0.1 % of the pixels
+        small = cv2.resize(mask, (120, 80), interpolation=cv2.INTER_AREA)
+        masks[f"s{number}"] = cv2.resize(small, (240, 160), interpolation=cv2.INTER_LINEAR)
+    found = look(write_masks(tmp_path, masks))
+    assert len(found.bad) == 6
+    assert found.report["advice"]["classes"] == ["0", "90", "200"]
+
+
+def test_pictures_in_place_of_masks_give_no_advice(tmp_path):
+    noise = {f"s{n}": np.random.default_rng(n).integers(0, 256, (40, 60), dtype=np.uint8) for n in range(3)}
+    found = look(write_masks(tmp_path, noise))
+    assert found.report["advice"]["format"] is None
+    assert found.report["advice"]["reasons"] == [
+        "All masks are blurred or pictures, not masks: nothing can be told from them."
+    ]
+    with pytest.raises(ValueError, match=r"no config to write\. All masks are blurred"):
+        found.config()
+
+
+def test_masks_in_transparency_are_named(tmp_path):
+    root = write_masks(tmp_path, {f"s{n}": blocks([0, 255]) for n in range(3)})
+    for path in (root / "masks").iterdir():
+        Image.fromarray(np.dstack([np.full((40, 60, 3), 255, np.uint8), blocks([0, 255])])).save(path)
+    text = look(root).report["faults"][0]["fault"]
+    assert "nothing but #ffffff" in text
+    assert "Transparency is not read" in text
+
+
+def jpegs(root, planes, value=None):
+    """`root`/images and masks with a JPEG of gray levels or of colours."""
+    for number in range(4):
+        write_image(root / "images" / f"s{number}.jpg", planes.shape[:2], number)
+        (root / "masks").mkdir(exist_ok=True)
+        cv2.imwrite(str(root / "masks" / f"s{number}.jpg"), planes)
+    return look(root).report
+
+
+def test_jpegs_of_several_classes_are_not_called_binary_without_a_word(tmp_path):
+    black_white = jpegs(tmp_path / "binary", blocks([0, 255, 0], (64, 96)))
+    assert (black_white["faults"], black_white["advice"]["format"]) == ([], "binary")
+    assert black_white["overlap"]["share_0"] == pytest.approx(2 / 3, abs=0.02)  # two of three stripes are dark
+    levels = jpegs(tmp_path / "levels", blocks([0, 80, 160, 240], (64, 96)))
+    assert "gray levels around 80, 160, neither dark nor bright" in levels["faults"][0]["fault"]
+    colours = jpegs(tmp_path / "colours", coloured())
+    assert [fault["fault"].split(",")[0] for fault in colours["faults"]] == ["holds colours"]
+    assert colours["overlap"]["share_0"] == pytest.approx(1 / 2, abs=0.03)  # red alone is bright, as it is in training
+    numbers = jpegs(tmp_path / "numbers", blocks([0, 1, 2, 3], (64, 96)))
+    assert numbers["advice"]["format"] is None
+    assert "No pixel of any mask is bright" in numbers["advice"]["reasons"][0]
+
+
+def test_soft_borders_are_no_levels_of_classes(tmp_path):
+    rows, columns = np.mgrid[:80, :120]
+    mask = np.uint8((rows - 40) ** 2 + (columns - 50) ** 2 < 900) * 255
+    soft = cv2.resize(mask, (240, 160), interpolation=cv2.INTER_CUBIC)  # twice as large: a few levels, each on borders
+    root = write_masks(tmp_path, {f"s{n}": np.repeat(soft[..., None], 3, axis=2) for n in range(4)})
+    found = look(root)
+    assert (found.report["advice"]["format"], found.report["coding"]["codec"]) == ("binary", "threshold")
+    assert [fault["fault"].split(",")[0] for fault in found.report["faults"]] == ["holds masks with soft borders"]
+    found.write_page(tmp_path / "r.html")  # draws what is bright, whatever the levels are called
+    assert (tmp_path / "r.html").read_text().count("data:image/webp") >= 8
+
+
+def test_images_that_a_coco_file_names_and_nobody_has(tmp_path):
+    for number in range(3):
+        write_image(tmp_path / "images" / f"{number}.jpg", (40, 60), number)
+    square = [[5, 5, 25, 5, 25, 25, 5, 25]]
+    listed = [{"id": n, "file_name": f"{n}.jpg", "height": 40, "width": 60} for n in range(5)]
+    marks = [{"id": n, "image_id": n, "category_id": n % 2, "segmentation": square, "iscrowd": 0} for n in range(5)]
+    categories = [{"id": 0, "name": "cat"}, {"id": 1, "name": "dog"}]
+    content = {"images": listed, "annotations": marks, "categories": categories}
+    (tmp_path / "c.json").write_text(json.dumps(content))
+    found = look(None, images=tmp_path / "images", masks=tmp_path / "c.json").report["faults"]
+    assert [fault["file"].rpartition("/")[2] for fault in found] == ["c.json (3)", "c.json (4)"]
+
+
+def test_empty_masks_among_jpegs(tmp_path):
+    jpegs(tmp_path, blocks([0, 255, 0], (64, 96)))
+    cv2.imwrite(str(tmp_path / "masks" / "s2.jpg"), np.zeros((64, 96), np.uint8))
+    assert look(tmp_path).report["empty_masks"] == ["s2"]
+
+
+def test_image_and_mask_are_not_one_file(tmp_path):
+    for number in range(4):
+        write_image(tmp_path / f"s{number}.jpg", (40, 60), number)
+        write_png(tmp_path / f"s{number}_mask.png", blocks([0, 255]))
+    with pytest.raises(ValueError, match=r"s0_mask\.png: lies in the folder of images and in that of masks"):
+        look(None, images=tmp_path, masks=tmp_path)
+    report = look(None, images=tmp_path, masks=tmp_path, mask_pattern="{stem}_mask").report
+    assert (report["images"], report["masks"], report["faults"]) == (4, 4, [])
 
 
 def test_many_rare_classes_are_not_taken_for_blur(tmp_path):
@@ -130,7 +249,7 @@ def test_images_of_other_bands(root):
     cv2.imwrite(str(root / "images" / "s2.png"), np.zeros((40, 60), np.uint16))
     found = faults(root)
     assert [name for name, _ in found] == ["s2.png"]
-    assert "1 bands, most others 3" in found[0][1]
+    assert "1 band, most others 3" in found[0][1]
 
 
 def test_empty_masks_are_a_note_unless_all_are(tmp_path):
@@ -169,8 +288,8 @@ def test_a_class_file_that_is_all_white_and_one_that_is_not(tmp_path):
     # s0 holds one class alone, but not everywhere
     planes["b"]["s0"] = np.zeros_like(part)
     found = look(write_class_files(tmp_path, planes))
-    assert set(found.bad) == {"w"}
-    assert "is a in every pixel" in found.bad["w"][0]
+    assert set(found.bad) == {("train", "w")}
+    assert "is a in every pixel" in found.bad["train", "w"][0].text
 
 
 def test_an_image_in_two_parts_is_told_and_left_in(tmp_path):
@@ -189,3 +308,10 @@ def test_a_stray_image_has_the_fault_of_its_kind(tmp_path):
     write_image(tmp_path / "images" / "s0.png", (40, 60))
     with pytest.raises(ValueError, match="two images are named 's0'"):
         look(tmp_path)
+
+
+def test_one_name_for_a_class_that_is_1_here_and_255_there(tmp_path):
+    masks = {f"s{n}": blocks([0, 255]) for n in range(6)} | {"odd": blocks([0, 1])}
+    found = look(write_masks(tmp_path, masks), ["nucleus"])
+    assert (found.report["advice"]["format"], found.report["advice"]["classes"]) == ("binary", ["nucleus"])
+    assert set(found.bad) == {("train", "odd")}

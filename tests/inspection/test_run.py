@@ -15,9 +15,10 @@ from segkit.cli import main
 from segkit.config import read_config
 from segkit.experiment import open_masks, open_part
 from segkit.formats.codecs import open_codec
+from segkit.formats.png_files import write_png
 from segkit.inspection.parts import Source, find_source
 from segkit.inspection.run import facts_line, inspect
-from tests.inspection.sets import blocks, look, write_class_files, write_masks
+from tests.inspection.sets import blocks, look, write_class_files, write_image, write_masks
 from tests.scenes import FORMATS, write_set
 
 CAMVID = "sky,building,pole,road,pavement,tree,sign,fence,car,pedestrian,bicyclist,ignore"
@@ -163,7 +164,7 @@ def test_config_and_quarantine_are_written_and_read(data, tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     arguments = ("--classes", "nucleus", "--write", "c.yaml", "--quarantine", "bad.txt")
     assert segkit("inspect", "data", *arguments) == 0
-    assert "1 samples to leave out" in capsys.readouterr().out
+    assert "1 sample to leave out with data.quarantine=bad.txt" in capsys.readouterr().out
     config = read_config("c.yaml")
     assert config.data.root == "data"
     assert config.data.train.images == "train/images"
@@ -301,7 +302,25 @@ def test_files_named_by_patterns(tmp_path, monkeypatch):
     assert json.loads(Path("r.json").read_text())["masks"] == 6
     config = read_config("c.yaml")
     assert len(open_part(config, "train", open_masks(config.masks))) == 5
-    assert segkit("inspect", *folders, "--strict") == 1
+    assert segkit("inspect", *folders) == 2  # nothing belongs together
+
+
+def test_bands_in_a_file_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed, name in enumerate(("a", "b", "c")):
+        write_png(Path("scans", f"{name}_seg.png"), blocks([0, 1, 2], (64, 96)))
+        for band in ("flair", "t1c"):
+            write_image(Path("scans", f"{name}_{band}.png"), (64, 96), seed, gray=True)
+    named = ("--image-pattern", "{stem}_{band}", "--bands", "flair, t1c", "--mask-pattern", "{stem}_seg")
+    folders = ("--images", "scans", "--masks", "scans")
+    assert segkit("inspect", *folders, *named, "--write", "c.yaml", "--json", "r.json", "--html", "r.html") == 0
+    report = json.loads(Path("r.json").read_text())
+    assert (report["images"], report["masks"], report["bands"], report["faults"]) == (3, 3, 2, [])
+    config = read_config("c.yaml")
+    assert config.data.train.bands == ["flair", "t1c"]
+    assert open_part(config, "train", open_masks(config.masks)).read(0).image.shape == (64, 96, 2)
+    assert Path("r.html").read_text().count("data:image/webp") >= 6
+    assert segkit("inspect", *folders, "--bands", "flair") == 2
 
 
 def test_class_files_that_are_absent_mean_that_nothing_is_there(tmp_path):
@@ -318,19 +337,20 @@ def test_a_config_with_bad_samples_leaves_them_out_by_itself(data, tmp_path, mon
     (data / "train" / "masks" / "train3.png").write_bytes(b"broken")
     monkeypatch.chdir(tmp_path)
     assert segkit("inspect", "data", "--write", "c.yaml") == 0
-    assert "c_quarantine.txt: 1 samples to leave out" in capsys.readouterr().out
+    assert "c_quarantine.txt: 1 sample to leave out" in capsys.readouterr().out
     config = read_config("c.yaml")
     assert open_part(config, "train", open_masks(config.masks)).verify().total() == 5
 
 
 def test_a_page_with_pictures_of_all_samples(data, tmp_path, capsys):
     (data / "train" / "masks" / "train3.png").write_bytes(b"broken")
-    assert segkit("inspect", data, "--html", tmp_path / "r.html") == 0
+    assert segkit("inspect", data, "--html", tmp_path / "r.html", "--quarantine", data / "bad.txt") == 0
     text = (tmp_path / "r.html").read_text()
     for stem in ("train0", "train3", "val1"):
         assert stem in text
     assert text.count("data:image/webp") >= 8
     assert "binary" in text
+    assert "quarantine: bad.txt" in text  # the config that is shown trains
 
 
 @pytest.mark.parametrize("name", ["color_png", "nifti", "threshold"])

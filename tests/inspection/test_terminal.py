@@ -46,6 +46,13 @@ def test_twenty_faults_and_how_many_more(tmp_path):
     assert "... 5 more" in text
 
 
+def test_no_line_breaks_a_path(tmp_path):
+    name = "a rather long name of a picture with blanks in it and more than the terminal is wide " * 2
+    root = write_masks(tmp_path, {f"s{n}": blocks([0, 1]) for n in range(3)} | {name: blocks([0, 1])})
+    (root / "masks" / f"{name}.png").unlink()
+    assert f"  {root / 'images' / name}.jpg: an image without a mask in {root / 'masks'}.\n" in shown(look(root).report)
+
+
 def test_nothing_known_is_shown_without_a_number(tmp_path):
     root = write_masks(tmp_path, {"a": blocks([0, 1])})
     (root / "images" / "a.jpg").write_bytes(b"broken")
