@@ -109,10 +109,10 @@ def evaluate(
         experiment = read_config(find_config(config), overrides or [])
         with _progress("scoring masks") as update:
             if masks is not None:
-                scores = evaluate_predictions(predictions, masks, open_masks(experiment.masks), progress=update)
+                scores = evaluate_predictions(predictions, masks, open_masks(experiment), progress=update)
             else:
                 split = scored_part(experiment, split)
-                data = open_part(experiment, split, open_masks(experiment.masks, experiment.data.axis))
+                data = open_part(experiment, split, open_masks(experiment))
                 scores = evaluate_predictions_of(predictions, data, progress=update)
         _show_scores(scores, json, split)
         return

@@ -18,7 +18,7 @@ def run_demo(out: Path, data: Path, *, tell: Callable[[str], None], progress: An
     config = read_config(find_config(Path("mni152_multiclass_unet")), [f"data.root={data}"])
     tell("MNI152: average T1 of 152 heads; gray and white matter, axial slices, real data from the nilearn package")
     scores = train_experiment(config, out, tell=tell, progress=progress)
-    test = open_part(config, "test", open_masks(config.masks))
+    test = open_part(config, "test", open_masks(config))
     predictor = Predictor(out, device=config.train.device)
     with progress("predicting") as update:
         report = predictor.predict_files([test.images], out / "predictions", overlay=True, progress=update)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from segkit.config import Experiment, MasksConfig, read_config
+from segkit.config import Experiment, read_config
 from segkit.data.cache import PLACES
 from segkit.data.datasets import MaskDataset, check_training_sizes
 from segkit.data.layouts import PART_KEYS, find_layout, open_layout
@@ -48,12 +48,13 @@ class Parts:
     test: MaskDataset | None
 
 
-def open_masks(masks: MasksConfig, axis: str = "z") -> Codec:
+def open_masks(config: Experiment, axis: str | None = None) -> Codec:
     """The codec, and with it the format, that a config's `masks` section describes.
 
     Args:
-        axis: volumes are cut across it, masks as images.
+        axis: volumes are cut across it, masks as images; default that of `config.data`.
     """
+    masks, axis = config.masks, axis or config.data.axis
     format = MaskFormat.from_config(masks.model_dump(include={"format", "classes", "activation", "threshold"}))
     spec: dict[str, Any] = {"name": masks.codec} if isinstance(masks.codec, str) else dict(masks.codec)
     if masks.ignored_values:
@@ -164,7 +165,7 @@ def train_experiment(
         refuse_used_folder(out)
     pick_device(config.train.device)
     counted = progress if progress is not None else silent_progress
-    codec = open_masks(config.masks, config.data.axis)
+    codec = open_masks(config)
     build_loss(without_balance(config.loss, codec.format), codec.format)  # what is wrong with it is told at once
     if not is_main_process():
         tell, counted = (lambda line: None), silent_progress
@@ -254,7 +255,7 @@ def open_evaluation(
         if not config.is_file():
             raise ValueError(f"{model} is no run folder: say what to score with --config, or --images and --masks.")
     experiment = read_config(config, overrides) if config is not None else None
-    codec = open_masks(experiment.masks, network.reading.axis) if experiment is not None else load_codec(model)
+    codec = open_masks(experiment, network.reading.axis) if experiment is not None else load_codec(model)
     if codec is None:
         raise ValueError(f"{model}: saved without a codec; give --config, whose masks section says how to read masks.")
     if images is not None and masks is not None:

@@ -58,7 +58,7 @@ def test_python_blocks_run_as_printed(nuclei, code):
 def test_config_blocks_are_read(tmp_path, text):
     whole = text if text.startswith("masks:") else "masks: {format: binary, classes: [x]}\n" + text
     (tmp_path / "block.yaml").write_text(whole, encoding="utf-8")
-    open_masks(read_config(tmp_path / "block.yaml").masks)
+    open_masks(read_config(tmp_path / "block.yaml"))
 
 
 def test_every_codec_and_layout_has_a_row_with_its_test():

@@ -32,7 +32,7 @@ def copies(home):
 
 def parts_of(path, *overrides, progress=None):
     config = read_config(path, overrides)
-    return open_parts(config, open_masks(config.masks), progress=progress)
+    return open_parts(config, open_masks(config), progress=progress)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_with_a_copy_no_file_is_decoded_again_not_even_to_check_it(tmp_path, hom
     for name in ("segkit.data.reading.read_image", "segkit.formats.png_codecs.read_png"):
         monkeypatch.setattr(name, None)
     config = read_config(path, ["data.cache=disk"])
-    parts = open_parts(config, open_masks(config.masks))
+    parts = open_parts(config, open_masks(config))
     verify(parts, config, silent_progress)
     assert parts.train.verify() == sizes
     assert parts.val[1].size_hw == (40, 56)
@@ -236,3 +236,11 @@ def test_bands_in_files_of_their_own_are_joined_in_prediction_too(tmp_path):
     assert segkit(*again, "--out", tmp_path / "again") == 1
     assert [f["reason"].count("['0000']") for f in json.loads(report.read_text())["failed"]] == [1]
     assert segkit("predict", tmp_path / "run", *tmp_path.glob("val/masks"), "--out", tmp_path / "no") == 2
+
+
+def test_masks_are_cut_across_the_axis_of_the_images(tmp_path):
+    path = tmp_path / "config.yaml"
+    path.write_text("masks: {format: binary, classes: [disc], codec: nifti}\ndata: {axis: x}\n")
+    config = read_config(path)
+    assert open_masks(config).to_spec()["axis"] == "x"
+    assert open_masks(config, "y").to_spec()["axis"] == "y"

@@ -103,7 +103,7 @@ def test_from_a_config_to_scores_and_masks(tmp_path, monkeypatch, overrides, rea
 
 def test_normalised_volumes_make_one_training_set_of_all_depths(tmp_path):
     config = read_config(write_volumes(tmp_path), ["data.normalize=volume", "augment=none", "data.crop=null"])
-    parts = open_parts(config, open_masks(config.masks))
+    parts = open_parts(config, open_masks(config))
     samples = [parts.train[i] for i in range(len(parts.train))]
     assert {sample.image.dtype.name for sample in samples} == {"float32"}
     balls = [s.image[..., 0][s.planes[..., 0] == 1].mean() for s in samples if s.planes.any()]
@@ -113,7 +113,7 @@ def test_normalised_volumes_make_one_training_set_of_all_depths(tmp_path):
 
 def test_training_samples_are_brought_to_the_spacing(tmp_path):
     config = read_config(write_volumes(tmp_path), ["data.spacing_mm=1.0", "augment=none", "data.crop=null"])
-    parts = open_parts(config, open_masks(config.masks))
+    parts = open_parts(config, open_masks(config))
     sizes = {parts.train.stems[i][0]: parts.train[i].size_hw for i in range(len(parts.train))}
     # 34 rows along y, 30 columns along x
     assert sizes == {"a": (34, 15), "b": (34, 30), "c": (17, 30)}
@@ -136,7 +136,7 @@ def test_images_without_a_spacing_are_named_before_training(tmp_path, capsys):
 
 def test_images_that_are_only_scored_need_a_spacing_too(tmp_path):
     config = read_config(write_volumes(tmp_path / "volumes"), ["data.spacing_mm=1.0"])
-    train = open_parts(config, open_masks(config.masks)).train
+    train = open_parts(config, open_masks(config)).train
     pictures = write_set(tmp_path / "pictures", train.format, 2)
     with pytest.raises(ValueError, match="2 faults in 2 samples"):
         verify(Parts(train, pictures, None), config, silent_progress)

@@ -45,7 +45,7 @@ def study(tmp_path):
 
 def test_series_and_turned_labels_are_one_data_set(study):
     config = read_config(study)
-    parts = open_parts(config, open_masks(config.masks))
+    parts = open_parts(config, open_masks(config))
     assert (len(parts.train), len(parts.val)) == (2 * SLICES, SLICES)
     sample = parts.val.read(1)
     assert sample.image.shape == (40, 56, 3)

@@ -12,7 +12,7 @@ import numpy as np
 from segkit.data.patterns import Pattern
 from segkit.formats.dicom_files import DICOM_SUFFIXES, is_dicom, without_dicom_suffix
 from segkit.formats.files import walk
-from segkit.formats.image_files import read_image_file
+from segkit.formats.image_files import PICTURE_SUFFIXES, read_image_file
 from segkit.formats.nifti_slices import axis_number, slice_spacing_mm, slice_stem, volume_slice
 from segkit.formats.volumes import (
     is_volume,
@@ -27,10 +27,7 @@ from segkit.formats.volumes import (
 from segkit.ops.sizes import fit_size as fit_size
 from segkit.suggest import closest
 
-IMAGE_SUFFIXES = (
-    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jp2", ".j2k", ".pbm", ".pgm", ".ppm", ".pfm",
-    *DICOM_SUFFIXES,
-)  # fmt: skip
+IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, *DICOM_SUFFIXES)
 # cv2.resize averages over areas of at most four bands.
 _MAX_BANDS = 4
 

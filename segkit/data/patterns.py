@@ -13,11 +13,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+from segkit.formats.dicom_files import DICOM_SUFFIXES
 from segkit.formats.files import check_stem
+from segkit.formats.image_files import PICTURE_SUFFIXES
 from segkit.formats.nifti_slices import NIFTI_SUFFIXES, split_slice_stem
 
 STEM, BAND = "{stem}", "{band}"
-_SUFFIXES = (*NIFTI_SUFFIXES, ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jp2", ".dcm")
+_SUFFIXES = (*NIFTI_SUFFIXES, *PICTURE_SUFFIXES, *DICOM_SUFFIXES)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,12 @@ from segkit.formats.limits import max_pixels
 from segkit.formats.png_files import bare_png
 from segkit.formats.rare_checks import opaque_gif, plain_pnm
 
+TIFF_SUFFIXES = (".tif", ".tiff")
+# Of every kind of file that is read here.
+PICTURE_SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", *TIFF_SUFFIXES, ".jp2", ".j2k", ".pbm", ".pgm", ".ppm", ".pfm",
+)  # fmt: skip
+
 # What the pixels of a PNG need, and the orientation that a camera noted.
 _PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"eXIf")
 

@@ -12,13 +12,12 @@ from segkit.formats.codec import Codec
 from segkit.formats.disk_values import values_outside
 from segkit.formats.files import existing, find_files, find_path
 from segkit.formats.georeference import put_sidecar, read_georeference
-from segkit.formats.image_files import read_image_file
+from segkit.formats.image_files import PICTURE_SUFFIXES, TIFF_SUFFIXES, read_image_file
 from segkit.formats.mask_format import BACKGROUND, MaskFormat
 from segkit.formats.png_files import write_png
 from segkit.formats.tiff_pages import write_layers
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".tif", ".tiff", ".bmp", ".pgm", ".ppm", ".pbm", ".pfm", ".webp", ".jp2")
-WRITTEN_SUFFIXES = (".png", ".tif", ".tiff")
+WRITTEN_SUFFIXES = (".png", *TIFF_SUFFIXES)
 
 
 class Threshold(Codec):
@@ -72,10 +71,10 @@ class Threshold(Codec):
         return spec if self.suffix == ".png" else {**spec, "suffix": self.suffix}
 
     def stems(self, root: str | Path) -> list[str]:
-        return list(find_files(root, SUFFIXES))
+        return list(find_files(root, PICTURE_SUFFIXES))
 
     def read(self, root: str | Path, stem: str) -> np.ndarray:
-        path = find_path(root, stem, SUFFIXES)
+        path = find_path(root, stem, PICTURE_SUFFIXES)
         image = read_image_file(path)
         if image.shape[2] not in (1, 3):
             raise ValueError(f"{path}: has {image.shape[2]} bands, expected gray or red, green and blue.")
@@ -84,10 +83,10 @@ class Threshold(Codec):
         return np.array(self._values, self.format.dtype)[above.view(np.uint8)][..., None]
 
     def files(self, root: str | Path, stem: str) -> list[Path]:
-        return existing([find_path(root, stem, SUFFIXES)])
+        return existing([find_path(root, stem, PICTURE_SUFFIXES)])
 
     def write(self, root: str | Path, stem: str, planes: np.ndarray, like: str | Path | None = None) -> None:
-        path = find_path(root, stem, (self.suffix, *SUFFIXES))
+        path = find_path(root, stem, (self.suffix, *PICTURE_SUFFIXES))
         if path.suffix.lower() != self.suffix:
             raise ValueError(
                 f"{path}: is there already, and {stem}{self.suffix} beside it would be a second mask of that name. "

@@ -11,12 +11,11 @@ import numpy as np
 from segkit.formats.codec import Codec
 from segkit.formats.files import existing, find_files, find_path
 from segkit.formats.georeference import read_georeference
+from segkit.formats.image_files import TIFF_SUFFIXES
 from segkit.formats.mark_values import MarkValues
 from segkit.formats.mask_format import MaskFormat
 from segkit.formats.pixel_values import StoredValues, pixel_values
 from segkit.formats.tiff_pages import TiffLayers, read_layers, write_layers
-
-TIFF_SUFFIXES = (".tif", ".tiff")
 
 
 class Tiff(Codec):

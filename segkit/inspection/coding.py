@@ -13,6 +13,7 @@ import numpy as np
 
 from segkit.formats.coco_files import find_coco, load_coco
 from segkit.formats.files import walk
+from segkit.formats.image_files import PICTURE_SUFFIXES, TIFF_SUFFIXES
 from segkit.formats.json_files import read_json, records
 from segkit.formats.nifti_slices import nifti_case_name
 from segkit.formats.png_files import PNG_SIGNATURE, Png
@@ -24,8 +25,6 @@ _LOOKED_AT = 24
 _MOST = 0.5
 _FEW_ABSENT = 0.02
 _MOST_PAGES = 64
-_PICTURES = (".jpg", ".jpeg", ".bmp", ".webp", ".gif")
-_TIFF = (".tif", ".tiff")
 # An image without a shape: nobody drew one, or there is nothing; read as nothing and said so.
 _UNANNOTATED: dict[str, Any] = {"missing": "empty"}
 # What labelme's own tools write for pixels that are not to be looked at.
@@ -71,18 +70,21 @@ class Coding:
 def find_coding(masks: Path, stems: Iterable[str]) -> Coding:
     """The coding of the masks in a folder, or in a COCO file.
 
+    Of files of several kinds, most decide; the others are faults when they are read.
+
     Args:
         masks: folder, or a JSON file.
         stems: names of the images, from which the names of masks are made.
 
     Raises:
-        ValueError: nothing there that is a mask, or files of several kinds without a majority.
+        ValueError: nothing there that is a mask.
     """
     if masks.is_file():
         return _json(masks, masks)
     files = _by_suffix(masks)
     if not files:
-        raise ValueError(f"{masks}: no masks here. Expected PNG, TIFF, JPEG or NIfTI files, or JSON annotations.")
+        pictures = ", ".join(PICTURE_SUFFIXES)
+        raise ValueError(f"{masks}: no masks here. Expected NIfTI files, JSON annotations, or pictures ({pictures}).")
     kind, paths = max(files.items(), key=lambda item: len(item[1]))
     if kind == "png":
         return _png(paths, set(stems))
@@ -118,9 +120,9 @@ def _by_suffix(masks: Path) -> dict[str, dict[str, Path]]:
             found["nifti"][relative] = path
         elif suffix in (".png", ".json"):
             found[suffix[1:]][relative[: -len(suffix)]] = path
-        elif suffix in _TIFF:
+        elif suffix in TIFF_SUFFIXES:
             found["tiff"][relative[: -len(suffix)]] = path
-        elif suffix in _PICTURES:
+        elif suffix in PICTURE_SUFFIXES:
             found["picture"][relative[: -len(suffix)]] = path
     return dict(found)
 

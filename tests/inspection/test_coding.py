@@ -87,3 +87,10 @@ def test_spread_takes_from_end_to_end():
     assert spread(list(range(100)), 5) == [0, 24, 49, 74, 99]
     assert spread([Path("a")], 5) == [Path("a")]
     assert spread([], 5) == []
+
+
+@pytest.mark.parametrize("suffix", [".pgm", ".GIF", ".jp2"])
+def test_masks_in_any_kind_of_picture_are_bright_and_dark(tmp_path, suffix):
+    for name in "ab":
+        (tmp_path / f"{name}{suffix}").write_bytes(b"told by its name")
+    assert find_coding(tmp_path, ["a", "b"]).codec == "threshold"

@@ -57,7 +57,7 @@ def test_a_config_says_why_and_means_what_was_found(tmp_path):
     names = {7: "sky", 9: "no", 200: "a, b", 255: "ignore"}
     root = write_masks(tmp_path / "data", {f"s{n}": blocks([7, 9, 200, 255], (140, 200)) for n in range(5)})
     config = written(look(root, names), tmp_path / "config.yaml")
-    codec = open_masks(config.masks)
+    codec = open_masks(config)
     assert codec.format.names == ("sky", "no", "a, b")
     assert codec.to_spec() == {
         "name": "index_png",
@@ -112,7 +112,7 @@ def test_what_is_written_for_each_coding_trains_for_an_epoch(tmp_path, kind, spe
     path = tmp_path / "config.yaml"
     write_config(path, found.config())
     config = read_config(path, ["train.epochs=1", "train.workers=0", "train.device=cpu"])
-    parts = open_parts(config, open_masks(config.masks))
+    parts = open_parts(config, open_masks(config))
     sample = parts.val.read(0)
     truth = codec.read(tmp_path / "data" / ("val" if codec.name == "nifti" else "train") / "masks", sample.stem)
     assert (np.unique(sample.planes).tolist(), sample.planes.shape) == (np.unique(truth).tolist(), truth.shape)
@@ -136,7 +136,7 @@ def test_quarantine_leaves_out_exactly_the_bad_samples_and_says_so(tmp_path, cap
         config = written(found, tmp_path / "config.yaml", listed)
         assert config.data.quarantine == ("bad.txt" if listed == inside else str(outside))
         caplog.clear()
-        parts = open_parts(config, open_masks(config.masks))
+        parts = open_parts(config, open_masks(config))
         assert set(parts.train.stems) == {f"s{n}" for n in range(10)} - {"s1", "s4", "s6"}
         assert set(parts.val.stems) == {"v0", "v1", "v3"}
         assert parts.train.verify()
@@ -155,11 +155,11 @@ def test_a_good_sample_of_another_part_keeps_its_place_beside_a_bad_one_of_its_n
     found = look(data)
     found.write_quarantine(data / "bad.txt")
     config = written(found, tmp_path / "config.yaml", data / "bad.txt")
-    parts = open_parts(config, open_masks(config.masks))
+    parts = open_parts(config, open_masks(config))
     assert parts.train.stems == ["000", "002", "003"]
     assert parts.val.stems == parts.test.stems == ["000", "001", "002", "003"]
     (data / "bad.txt").write_text("train: 001\nval: 009\n")
-    open_parts(config, open_masks(config.masks))
+    open_parts(config, open_masks(config))
     assert "names samples that val does not hold: 009" in caplog.text
 
 
@@ -169,9 +169,9 @@ def test_quarantine_is_found_where_it_was_typed(tmp_path, monkeypatch):
     write_config(Path("c.yaml"), found.config())
     Path("bad.txt").write_text("s2\n")
     config = read_config("c.yaml", ["data.quarantine=bad.txt"])
-    assert open_parts(config, open_masks(config.masks)).train.quarantined == ["s2"]
+    assert open_parts(config, open_masks(config)).train.quarantined == ["s2"]
     Path("data", "bad.txt").write_text("s3\n")  # the one beside the data goes first
-    assert open_parts(config, open_masks(config.masks)).train.quarantined == ["s3"]
+    assert open_parts(config, open_masks(config)).train.quarantined == ["s3"]
 
 
 def test_a_clean_set_needs_no_quarantine(tmp_path):

@@ -27,7 +27,7 @@ def test_objects_that_count_from_one_are_one_class_against_the_rest(tmp_path):
     assert found.report["overlap"]["share_1"] * 10 * 64 * 96 == sum(64 * (n + 5) for n in range(10))
     write_config(tmp_path / "c.yaml", found.config())
     config = read_config(tmp_path / "c.yaml")
-    train = open_part(config, "train", open_masks(config.masks))
+    train = open_part(config, "train", open_masks(config))
     planes = train.read(0).planes[..., 0]
     assert (planes.max(), planes.sum()) == (1, (int(train.stems[0][1:]) + 5) * 64)
 

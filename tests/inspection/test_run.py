@@ -168,7 +168,7 @@ def test_config_and_quarantine_are_written_and_read(data, tmp_path, monkeypatch,
     config = read_config("c.yaml")
     assert config.data.root == "data"
     assert config.data.train.images == "train/images"
-    train = open_part(config, "train", open_masks(config.masks))
+    train = open_part(config, "train", open_masks(config))
     assert train.stems == [f"train{n}" for n in (0, 1, 2, 4, 5)]
     assert train.format.names == ("nucleus",)
 
@@ -274,7 +274,7 @@ def test_masks_saved_as_jpeg_or_with_soft_borders_are_bright_or_dark(tmp_path):
         (tmp_path / "c.yaml").write_text(found.config())
         config = read_config(tmp_path / "c.yaml", ["data.val=null"])
         truth = np.roll(marks, 2, 1)
-        planes = open_part(config, "train", open_masks(config.masks)).read(2).planes[..., 0]
+        planes = open_part(config, "train", open_masks(config)).read(2).planes[..., 0]
         assert ((planes == 1) != truth).mean() < 0.01
 
 
@@ -301,7 +301,7 @@ def test_files_named_by_patterns(tmp_path, monkeypatch):
     assert segkit("inspect", *folders, *patterns, "--strict", "--write", "c.yaml", "--json", "r.json") == 0
     assert json.loads(Path("r.json").read_text())["masks"] == 6
     config = read_config("c.yaml")
-    assert len(open_part(config, "train", open_masks(config.masks))) == 5
+    assert len(open_part(config, "train", open_masks(config))) == 5
     assert segkit("inspect", *folders) == 2  # nothing belongs together
 
 
@@ -318,7 +318,7 @@ def test_bands_in_a_file_each(tmp_path, monkeypatch):
     assert (report["images"], report["masks"], report["bands"], report["faults"]) == (3, 3, 2, [])
     config = read_config("c.yaml")
     assert config.data.train.bands == ["flair", "t1c"]
-    assert open_part(config, "train", open_masks(config.masks)).read(0).image.shape == (64, 96, 2)
+    assert open_part(config, "train", open_masks(config)).read(0).image.shape == (64, 96, 2)
     assert Path("r.html").read_text().count("data:image/webp") >= 6
     assert segkit("inspect", *folders, "--bands", "flair") == 2
 
@@ -339,7 +339,7 @@ def test_a_config_with_bad_samples_leaves_them_out_by_itself(data, tmp_path, mon
     assert segkit("inspect", "data", "--write", "c.yaml") == 0
     assert "c_quarantine.txt: 1 sample to leave out" in capsys.readouterr().out
     config = read_config("c.yaml")
-    assert open_part(config, "train", open_masks(config.masks)).verify().total() == 5
+    assert open_part(config, "train", open_masks(config)).verify().total() == 5
 
 
 def test_a_page_with_pictures_of_all_samples(data, tmp_path, capsys):

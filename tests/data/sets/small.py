@@ -66,7 +66,7 @@ def open_shared(
 
 
 def _open(config: Experiment, verify: tuple[str, ...] = PART_NAMES) -> Parts:
-    opened = open_parts(config, open_masks(config.masks, config.data.axis))
+    opened = open_parts(config, open_masks(config))
     for name in verify:
         if getattr(opened, name) is not None:
             getattr(opened, name).verify(workers=1)
