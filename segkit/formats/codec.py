@@ -96,4 +96,6 @@ class Codec(ABC):
                 f"{where}: planes are {planes.dtype} of shape {planes.shape}, expected {self.format.dtype} "
                 f"of shape (height, width, {expected})."
             )
+        if not planes.size:
+            raise ValueError(f"{where}: a mask of {planes.shape[0]} x {planes.shape[1]} pixels: nothing to write.")
         return planes

@@ -10,7 +10,7 @@ import numpy as np
 
 from segkit.formats.dicom_files import check_deflated, import_pydicom, read_header, scale_of
 from segkit.formats.image_pixels import as_pixels
-from segkit.formats.limits import max_pixels
+from segkit.formats.limits import RAISE_LIMIT, max_pixels
 
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
 # Of pydicom's decoders, which all threads share.
@@ -55,7 +55,7 @@ def read_pixels(path: Path, limit: int) -> tuple[np.ndarray, Any]:
         ds = pydicom.dcmread(path)
         pixels = int(ds.Rows) * int(ds.Columns) * int(ds.get("NumberOfFrames") or 1)
         if not 0 < pixels <= limit:
-            raise _Refused(f"{path}: declares {pixels} pixels, expected 1 to {limit}.")
+            raise _Refused(f"{path}: declares {pixels} pixels, expected 1 to {limit} ({RAISE_LIMIT}).")
         kind = str(ds.get("PhotometricInterpretation"))
         if kind not in (*_GRAY, *_COLOURS):
             raise _Refused(

@@ -11,7 +11,7 @@ import numpy as np
 from segkit.formats.dicom_files import Frame, folder_headers, folder_stamp, read_header, series_of
 from segkit.formats.dicom_pixels import read_pixels, rescaled
 from segkit.formats.grids import Grid, checked_affine
-from segkit.formats.limits import max_voxels
+from segkit.formats.limits import RAISE_LIMIT, max_voxels
 from segkit.formats.nifti_slices import Volume
 
 # Share of the median distance by which a distance of neighbouring slices may differ: positions are rounded in files.
@@ -68,7 +68,9 @@ def open_series(path: Path) -> Series:
     rows, columns = first.size_hw
     shape = (columns, rows, len(frames))
     if not 0 < rows * columns * len(frames) <= max_voxels():
-        raise ValueError(f"{path}: the headers say {shape} voxels, expected between 1 and {max_voxels()} of them.")
+        raise ValueError(
+            f"{path}: the headers say {shape} voxels, expected between 1 and {max_voxels()} of them ({RAISE_LIMIT})."
+        )
     return Series(path, frames, Grid(shape, checked_affine(_TO_RIGHT_AND_FRONT @ affine, path)))
 
 

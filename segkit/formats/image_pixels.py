@@ -6,13 +6,13 @@ import struct
 
 import numpy as np
 
+from segkit.formats.limits import RAISE_LIMIT
+
 
 def check_pixels(size_hw: tuple[int, int], limit: int) -> None:
     """Refuse a header that declares no pixels, or more than `limit`."""
     if not 0 < size_hw[0] * size_hw[1] <= limit:
-        raise ValueError(
-            f"declares {size_hw[0]}x{size_hw[1]} pixels, expected 1 to {limit} (raise SEGKIT_MAX_PIXELS to read more)"
-        )
+        raise ValueError(f"declares {size_hw[0]}x{size_hw[1]} pixels, expected 1 to {limit} ({RAISE_LIMIT})")
 
 
 def as_pixels(image: np.ndarray, gray: bool | None) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from segkit.formats.files import read_whole
-from segkit.formats.limits import max_pixels
+from segkit.formats.limits import RAISE_LIMIT, max_pixels
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -44,5 +44,7 @@ def declared_size(height: Any, width: Any, where: str) -> tuple[int, int]:
         if not isinstance(side, int) or isinstance(side, bool) or side < 1:
             raise ValueError(f"{where}: a size of {height!r:.40} x {width!r:.40}, expected whole numbers of pixels.")
     if height * width > max_pixels():
-        raise ValueError(f"{where}: declares {height} x {width} pixels, expected at most {max_pixels()}.")
+        raise ValueError(
+            f"{where}: declares {height} x {width} pixels, expected at most {max_pixels()} ({RAISE_LIMIT})."
+        )
     return height, width

@@ -9,6 +9,8 @@ MAX_PIXELS_VARIABLE = "SEGKIT_MAX_PIXELS"
 _MAX_PIXELS = 2**30
 # 1290 x 1290 x 1290: larger than any scanner's volume, small enough not to take a machine down.
 _MAX_VOXELS = 2**31
+# The way out, for messages.
+RAISE_LIMIT = f"raise {MAX_PIXELS_VARIABLE} to read more"
 
 
 def max_pixels() -> int:

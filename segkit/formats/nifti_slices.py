@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from segkit.formats.grids import Grid, checked_affine
-from segkit.formats.limits import max_voxels
+from segkit.formats.limits import RAISE_LIMIT, max_voxels
 from segkit.formats.nifti_content import check_nifti_start, read_voxels
 
 AXES = ("x", "y", "z")
@@ -137,7 +137,9 @@ def open_nifti(path: str | Path) -> Any:
     voxels = math.prod(int(n) for n in image.shape)
     limit = max_voxels()
     if min(image.shape, default=0) < 1 or voxels > limit:
-        raise ValueError(f"{path}: the header says {image.shape} voxels, expected between 1 and {limit} of them.")
+        raise ValueError(
+            f"{path}: the header says {image.shape} voxels, expected between 1 and {limit} of them ({RAISE_LIMIT})."
+        )
     return image
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from segkit.formats.files import read_whole, write_whole
 from segkit.formats.image_pixels import exif_orientation, upright
-from segkit.formats.limits import max_pixels
+from segkit.formats.limits import RAISE_LIMIT, max_pixels
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GRAY, _RGB, _PALETTE, _GRAY_ALPHA, _RGB_ALPHA = 0, 2, 3, 4, 6
@@ -67,7 +67,7 @@ def _decode_chunks(header: bytes, palette: bytes, pixels: list[bytes]) -> Png:
     width, height, bits, kind, *rest = struct.unpack(">IIBBBBB", header)
     limit = max_pixels()
     if not 0 < width * height <= limit:
-        raise ValueError(f"declares {width} x {height} pixels, expected between 1 and {limit} of them.")
+        raise ValueError(f"declares {width} x {height} pixels, expected between 1 and {limit} of them ({RAISE_LIMIT}).")
     try:
         check_packed(header, sum(map(len, pixels)))
     except ValueError as error:

@@ -184,8 +184,10 @@ def _as_colours(image: np.ndarray, page: Any, gray: bool | None) -> np.ndarray:
     extra = tuple(np.atleast_1d(_tag(page, "ExtraSamples", ())))
     bands = image.shape[2]
     if page.photometric == _CMYK and bands >= 4:
-        ink, black = image[..., :3], image[..., 3:4]
-        image = cv2.multiply(255 - ink, np.repeat(255 - black, 3, axis=2), scale=1 / 255)
+        paper, white = 255 - image[..., :3], 255 - image[..., 3]
+        for k in range(3):  # one after the other, for the memory
+            paper[..., k] = cv2.multiply(paper[..., k], white, scale=1 / 255)
+        image = paper
     elif page.photometric == _YCBCR and bands == 3 and page.compression not in _PICTURES:
         image = cv2.cvtColor(np.ascontiguousarray(image[..., [0, 2, 1]]), cv2.COLOR_YCrCb2RGB)
     elif bands in (2, 4) and not (extra and int(extra[-1]) in _ALPHA):

@@ -19,7 +19,7 @@ from segkit.formats.files import read_whole, write_whole
 from segkit.formats.georeference import Georeference
 from segkit.formats.image_checks import is_tiff
 from segkit.formats.image_pixels import upright
-from segkit.formats.limits import max_pixels
+from segkit.formats.limits import RAISE_LIMIT, max_pixels
 
 _PAGE_NAME, _ORIENTATION = 285, 274
 # Smaller copies of a page (overviews of GeoTIFFs) and masks of transparency, which hold no labels.
@@ -140,7 +140,7 @@ def _check_sizes(pages: list[Any]) -> None:
         raise _Unfit(f"has pages of {shown} (height x width), expected one size")
     samples = sum(page.imagelength * page.imagewidth * page.imagedepth * page.samplesperpixel for page in pages)
     if not 0 < samples <= max_pixels():
-        raise _Unfit(f"declares {samples} pixels, expected between 1 and {max_pixels()} of them")
+        raise _Unfit(f"declares {samples} pixels, expected between 1 and {max_pixels()} of them ({RAISE_LIMIT})")
     for page in pages:
         if page.imagedepth != 1:
             raise _Unfit(f"is a volume of {page.imagedepth} slices in one page, expected a page of one mask")

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from segkit.data.images import read_image
+from segkit.formats.codecs import open_codec
 from segkit.formats.limits import max_pixels, max_voxels
+from segkit.formats.mask_format import MaskFormat
 from segkit.formats.png_files import encode_png, read_png
 
 
@@ -29,3 +31,16 @@ def test_a_picture_beyond_the_limit_is_refused(tmp_path, monkeypatch, read):
     monkeypatch.setenv("SEGKIT_MAX_PIXELS", "62")
     with pytest.raises(ValueError, match=r"a\.png.*declares.*62"):
         read(path)
+
+
+@pytest.mark.parametrize("codec", ["index_png", "tiff", "threshold", "labelme", "coco", "nifti"])
+def test_every_kind_of_mask_beyond_the_limit_says_how_to_read_it(codec, tmp_path, monkeypatch):
+    masks = open_codec(codec, MaskFormat.binary("nucleus"))
+    stem = "a@z000" if codec == "nifti" else "a"
+    masks.write(tmp_path, stem, np.zeros((7, 9, 1), np.uint8))
+    masks.finish(tmp_path)
+    monkeypatch.setenv("SEGKIT_MAX_PIXELS", "62")
+    with pytest.raises(ValueError, match=r"(a\.|annotations).*62.*raise SEGKIT_MAX_PIXELS to read more"):
+        masks.read(tmp_path, stem)
+    monkeypatch.setenv("SEGKIT_MAX_PIXELS", "63")
+    masks.read(tmp_path, stem)

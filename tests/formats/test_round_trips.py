@@ -129,6 +129,14 @@ def test_read_returns_what_was_written_or_opening_says_why_not(codec_name, forma
     check_round_trip(open_codec(codec_name, format), tmp_path, planes)
 
 
+@pytest.mark.parametrize("codec_name", CODECS)
+def test_a_mask_without_pixels_is_refused_by_name(codec_name, tmp_path):
+    format = FORMATS["binary"]
+    with pytest.raises(ValueError, match=r"a(, .*|\.\w+|@z000.*|'): a mask of 0 x 4 pixels: nothing to write"):
+        open_codec(codec_name, format).write(tmp_path, stem_for(codec_name, "a"), np.zeros((0, 4, 1), format.dtype))
+    assert contents(tmp_path) == {}
+
+
 @pytest.mark.parametrize(("codec_name", "format_name"), HELD)
 def test_ignored_pixels_are_read_again_or_writing_says_why_not(codec_name, format_name, tmp_path):
     format = FORMATS[format_name]
