@@ -54,13 +54,15 @@ def train(
     from segkit.experiment import is_main_process, resume_experiment, train_experiment
     from segkit.formats.files import write_whole
     from segkit.shipped import find_config
+    from segkit.training.preemption import preemptible
 
     if (config is None) == (resume is None):
         raise ValueError("give a config to train, or --resume RUN to go on with a run; not both.")
     if resume is not None:
         if out is not None:
             raise ValueError("--resume RUN goes on in RUN: leave --out away.")
-        scores = resume_experiment(resume, tell=print, progress=_progress)
+        with preemptible():
+            scores = resume_experiment(resume, tell=print, progress=_progress)
         if scores is None:
             typer.echo(f"{resume}: this run is finished; its scores are in {resume / 'scores.json'}.")
             if json is not None:
@@ -74,7 +76,8 @@ def train(
         if is_main_process():
             typer.echo(f"run folder: {run}")
         experiment = read_config(path, overrides or [])
-        scores = train_experiment(experiment, run, tell=print, progress=_progress)
+        with preemptible():
+            scores = train_experiment(experiment, run, tell=print, progress=_progress)
     _show_scores(scores)
     if json is not None and is_main_process():
         write_whole(json, (run / "scores.json").read_bytes())

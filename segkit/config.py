@@ -156,6 +156,7 @@ class TrainConfig(Section):
     monitor: Literal["pooled_iou", "pooled_dice", "per_image_iou", "per_image_dice", "val_loss"] = "pooled_iou"
     patience: PositiveInt | None = None
     validate_every: PositiveInt = 1
+    checkpoint_every_steps: PositiveInt | None = None
     precision: str = "auto"
     device: str = "auto"
     devices: PositiveInt | Literal["auto"] = 1

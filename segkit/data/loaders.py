@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -85,9 +87,14 @@ class SeededSampler(Sampler[tuple[int, int]]):
         self.rank, self.world_size, self.even = rank, world_size, even
         self.epoch, self.start = 0, 0
 
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Take the order of `epoch`; `start` samples of this rank were seen before an interruption."""
-        self.epoch, self.start = epoch, start
+    def set_epoch(self, epoch: int, start: int | None = None) -> None:
+        """Take the order of `epoch`; `start` samples of this rank were seen before an interruption.
+
+        Without `start`, another epoch begins at its first sample, and that of before is left as it is.
+        """
+        if start is not None or epoch != self.epoch:
+            self.start = start or 0
+        self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch = self.epoch
@@ -204,6 +211,21 @@ def _start_worker(worker: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)
+    _end_only_for_parent()
+
+
+def _end_only_for_parent() -> None:
+    # Schedulers send SIGTERM to all processes of a job. The one that trains saves, and needs its workers to finish the
+    # step; they end when it says so, or is gone. Without `sigwaitinfo`, as on macOS, nobody tells who sent it.
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_await_parent, daemon=True).start()
+
+
+def _await_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _size_text(sample: Sample) -> str:

@@ -81,10 +81,17 @@ class MetricsFile(Callback):
         self.path = path
         self.rows: list[dict[str, float]] = []
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            if self.rows:
+                self._write()  # without those that came after the checkpoint
+            else:
+                self.path.unlink(missing_ok=True)
+
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         metrics = trainer.callback_metrics
-        row["train_loss"] = float(metrics["train_loss"])
+        row["train_loss"] = float(module.train_loss.compute())  # type: ignore[union-attr, operator]
         if _validated(trainer, module):
             row.update({name: float(metrics[name]) for name in MONITORS})
         row["lr"] = trainer.optimizers[0].param_groups[-1]["lr"]
@@ -115,6 +122,9 @@ class EpochLines(Callback):
         self.tell = tell
         self._started_s = 0.0
 
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._started_s = time.monotonic()  # of an epoch that is resumed
+
     def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._started_s = time.monotonic()
 
@@ -122,7 +132,8 @@ class EpochLines(Callback):
         if not trainer.is_global_zero:
             return
         metrics = trainer.callback_metrics
-        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"loss {float(metrics['train_loss']):.4f}"]
+        loss = float(module.train_loss.compute())  # type: ignore[union-attr, operator]
+        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"loss {loss:.4f}"]
         monitor = self.best.monitor
         if monitor is not None and _validated(trainer, module):
             parts.append(f"{monitor} {float(metrics[monitor]):.4f}")

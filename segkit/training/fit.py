@@ -15,8 +15,10 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from segkit.data.datasets import MaskDataset
@@ -29,12 +31,17 @@ from segkit.models.bundle import load_weights
 from segkit.models.devices import has_bfloat16, pick_device
 from segkit.models.segmenter import FEW, Segmenter
 from segkit.training.callbacks import BestBundle, EpochBar, EpochLines, MetricsFile, lower_is_better
+from segkit.training.checkpoint import DurableFiles, RunCheckpoint, clear_leftovers
 from segkit.training.compiling import CompiledTraining, check_one_size, compile_mode, leave_uncompiled
 from segkit.training.environment import describe_environment
 from segkit.training.module import MONITORS, Schedule, SegmentationModule
+from segkit.training.preemption import AGAIN, Preempted
 
 # Bands change little from image to image; more would only cost reading time.
 _STATISTICS_IMAGES = 200
+
+# In a run folder.
+CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,7 @@ def fit(
     compile: bool | str = False,
     data_on_device: bool = False,
     validate_every: int = 1,
+    checkpoint_every_steps: int | None = None,
     resume: bool = False,
     progress: bool | None = None,
     tell: Callable[[str], None] = print,
@@ -98,7 +106,8 @@ def fit(
         data_on_device: hold the training images decoded in the memory of the device and augment them there; see
             `segkit.data.device_data.DeviceDataset`.
         validate_every: epochs from one validation to the next.
-        resume: go on from checkpoints/last.ckpt of `out`.
+        checkpoint_every_steps: optimizer steps from one checkpoint to the next; None writes one after each epoch alone.
+        resume: go on from checkpoints/last.ckpt of `out`, as if there had been no interruption.
         progress: show a bar; None shows one if stderr is a terminal.
         tell: gets one line per epoch.
         callbacks: further Lightning callbacks.
@@ -106,6 +115,8 @@ def fit(
 
     Raises:
         ValueError: arguments that cannot work together, or a run folder that cannot be resumed.
+        Preempted: SIGTERM came, and the run was saved after the current step; as a SystemExit it ends the process
+            with exit code 75 if nobody catches it.
     """
     out, place = Path(out), pick_device(device)
     plan = _check(model, train, val, monitor, schedule)
@@ -118,6 +129,8 @@ def fit(
     if val is not None:
         check_normalize(model, val)
         val = as_stored(val)
+    if checkpoint_every_steps is not None and checkpoint_every_steps < 1:
+        raise ValueError(f"checkpoint_every_steps is {checkpoint_every_steps}: expected 1 or more, or None.")
     checkpoint = _checkpoint_to_resume(out) if resume else None
     if not resume:
         refuse_used_folder(out)
@@ -129,12 +142,9 @@ def fit(
     module = SegmentationModule(model, loss, train, val, plan, shown=monitor, data_on_device=data_on_device)
     best = BestBundle(out / "model", train.codec, monitor if val is not None else None)
     extra = [*callbacks, best, MetricsFile(out / "metrics.csv"), EpochLines(best, tell)]
-    # After every epoch, the same file again; Lightning runs checkpoint callbacks last, so the others' states are in it.
-    extra.append(
-        ModelCheckpoint(
-            out / "checkpoints", filename="last", save_on_train_epoch_end=True, enable_version_counter=False
-        )
-    )
+    # Lightning runs checkpoint callbacks last, so the states of the others are in it.
+    files = DurableFiles()
+    extra.append(RunCheckpoint(out / CHECKPOINT, files, checkpoint_every_steps, tell))
     if patience is not None and val is not None:
         extra.append(EarlyStopping(monitor, patience=patience, mode="min" if lower_is_better(monitor) else "max"))
     if mode is not None:
@@ -155,6 +165,7 @@ def fit(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             callbacks=extra,
+            plugins=_plugins(files),
             logger=_loggers(out),
             log_every_n_steps=1,
             enable_progress_bar=show,
@@ -168,8 +179,12 @@ def fit(
                 tell(f"reading {len(train)} training samples into the memory of {place}")
         try:
             trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-        except SystemExit:  # how Lightning ends after Ctrl-C
-            raise KeyboardInterrupt from None
+        except SIGTERMException:  # that came before the first step
+            raise Preempted from None
+        except SystemExit as stop:
+            if stop.code == AGAIN:
+                raise
+            raise KeyboardInterrupt from None  # Lightning ends so after Ctrl-C
         finally:
             leave_uncompiled(model.network)
     # Only the first process wrote the bundle; the others read it when it is whole.
@@ -198,9 +213,10 @@ def _check(
 
 
 def _checkpoint_to_resume(out: Path) -> str:
-    checkpoint = out / "checkpoints" / "last.ckpt"
+    checkpoint = out / CHECKPOINT
     if not checkpoint.is_file():
         raise ValueError(f"{out}: nothing to resume, {checkpoint} is not there. Train without resume.")
+    clear_leftovers(out)
     return str(checkpoint)
 
 
@@ -230,6 +246,12 @@ def _precision(precision: str, place: torch.device) -> str:
     if place.type != "cuda":
         return "32-true"
     return "bf16-mixed" if has_bfloat16() else "16-mixed"
+
+
+def _plugins(files: DurableFiles) -> list[Any]:
+    # Lightning would catch the signals of SLURM, save to a file of its own, requeue the job, and start from that file.
+    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    return [files, *slurm]
 
 
 def _loggers(out: Path) -> list[Logger]:

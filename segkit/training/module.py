@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
 
 from segkit.data.datasets import MaskDataset
 from segkit.data.device_data import DeviceDataset, device_train_loader
@@ -88,6 +89,8 @@ class SegmentationModule(L.LightningModule):
         self.schedule = schedule
         self.shown = shown
         self.counts = PixelCounts(model.format)
+        # Of the epoch so far; ours, as Lightning's own means are in no checkpoint. It would look for NaN at every step.
+        self.train_loss = MeanMetric(nan_strategy="disable")
         self.scores: Scores | None = None
         self.scored_epoch: int | None = None
         self._train, self._val, self._data_on_device = train, val, data_on_device
@@ -127,17 +130,34 @@ class SegmentationModule(L.LightningModule):
 
     # Training ------------------------------------------------------------------------------------------
 
+    def on_train_start(self) -> None:
+        self._always_score_the_last_epoch()  # a run resumed inside it has no `on_train_epoch_start`
+
     def on_train_epoch_start(self) -> None:
-        # Dropout of epoch e depends on (seed, e, rank) alone, so a resumed run draws the same.
-        if self.current_epoch + 1 == self.trainer.max_epochs:
-            self.trainer.check_val_every_n_epoch = 1  # the last epoch is always scored
-        torch.manual_seed(hash((self.schedule.seed, self.current_epoch, self.global_rank)) & 0x7FFFFFFF)
+        self._always_score_the_last_epoch()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout depends on nothing else, so a resumed run draws the same, and loaders may draw what they like.
+        seed = hash((self.schedule.seed, self.current_epoch, batch_idx, self.global_rank)) & 0x7FFFFFFF
+        # torch.manual_seed would do this for all kinds of devices, and takes hundreds of times as long without a GPU.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = training_loss(self.model, self.loss, batch.images, batch.target)
         self.log("loss", loss.detach(), prog_bar=True)
-        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch))
+        # Filled on the device: a number would be copied there, which waits for all that it computes.
+        self.train_loss.update(loss.detach(), torch.full_like(loss, len(batch), requires_grad=False))
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train_loss", self.train_loss.compute())
+        self.train_loss.reset()
+
+    def _always_score_the_last_epoch(self) -> None:
+        if self.current_epoch + 1 == self.trainer.max_epochs:
+            self.trainer.check_val_every_n_epoch = 1
 
     def configure_optimizers(self) -> Any:
         plan = self.schedule

@@ -201,3 +201,14 @@ def test_a_batch_has_the_spacing_that_all_its_samples_have():
     groups = [(batch.stems, batch.to("cpu").spacing_mm) for batch in group_by_size(samples)]
     assert groups == [(["a", "c"], (1.0, 2.0)), (["b"], None), (["d"], (2.0, 1.0))]
     assert collate(samples).spacing_mm is None
+
+
+def test_the_place_in_an_epoch_is_kept_until_another_begins():
+    sampler = SeededSampler(5, seed=3)
+    sampler.set_epoch(1)
+    order = list(sampler)
+    sampler.set_epoch(1, start=2)
+    sampler.set_epoch(1)  # told again, as by a training loop that is resumed
+    assert list(sampler) == order[2:]
+    sampler.set_epoch(2)
+    assert len(list(sampler)) == 5

@@ -1,0 +1,272 @@
+"""A run that was killed and resumed, however often, ends as one that was not: bit for bit."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from segkit.data.augment import build_augment
+from segkit.models.builder import build_model
+from segkit.training import checkpoint
+from segkit.training.checkpoint import clear_leftovers, write_durably
+from segkit.training.fit import fit
+from segkit.training.preemption import Preempted
+from tests.scenes import FORMATS, write_set
+from tests.test_cli import write_config
+
+FORMAT = FORMATS["exclusive"]
+# Seven samples by two: three batches in an epoch, the last sample is dropped.
+OPTIONS = {"epochs": 3, "batch_size": 2, "lr": 3e-3, "workers": 0, "device": "cpu"}
+CASES = {
+    "plain": {},
+    "accumulate": {"accumulate": 2},
+    "on device": {"data_on_device": True},
+    "rare validation": {"validate_every": 3, "epochs": 4},
+}
+
+
+class Killed(BaseException):
+    """Like SIGKILL, nothing handles it: what is not on disk is lost."""
+
+
+class At(Callback):
+    """Does something at one batch of training or validation: ("train" or "val", epoch, batch)."""
+
+    def __init__(self, moment, action):
+        self.moment, self.action = moment, action
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        self._at("train", trainer, batch_idx)
+
+    def on_validation_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
+        self._at("val", trainer, batch_idx)
+
+    def _at(self, stage, trainer, batch_idx):
+        moment = (stage, trainer.current_epoch, batch_idx)
+        self.seen.append(moment)
+        if moment == self.moment:
+            self.action()
+
+
+def kill():
+    raise Killed
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    return write_set(root / "t", FORMAT, 7), write_set(root / "v", FORMAT, 3)
+
+
+def train(out: Path, data, *callbacks, resume=False, **options):
+    """Weights and metrics.csv of a run; its network has dropout, and starts elsewhere when it is resumed."""
+    train, val = data
+    options = {**OPTIONS, **options}
+    train.augment = build_augment("fast_medical" if options.get("data_on_device") else "light", FORMAT, crop=32)
+    torch.manual_seed(9 if resume else 0)
+    sizes = {"decoder_pyramid_channels": 16, "decoder_segmentation_channels": 32}
+    model = build_model("fpn", "resnet18", FORMAT, weights=None, **sizes)
+    fit(model, train, val, out=out, callbacks=callbacks, resume=resume, tell=lambda line: None, **options)
+    return model.network.state_dict(), (out / "metrics.csv").read_text()
+
+
+def assert_same(run, other):
+    assert run[1] == other[1]
+    for name, value in run[0].items():
+        assert torch.equal(value, other[0][name]), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_killed_and_terminated_again_and_again_ends_like_one_that_was_not(tmp_path, data, case):
+    options = CASES[case]
+    whole = train(tmp_path / "whole", data, **options)
+    lives = [
+        (("train", 0, 1), terminate, Preempted),
+        (("train", 0, 2), terminate, Preempted),  # the last batch: validation, if there is one, is still to come
+        (("train", 1, 2), kill, Killed),
+        (("val", 2, 1), terminate, Preempted),
+        (("val", 2, 0), kill, Killed),
+        (("train", 2, 2), terminate, Preempted),
+    ]
+    for number, (moment, action, end) in enumerate(lives):
+        at, begun = At(moment, action), number > 0
+        if case == "rare validation" and moment[0] == "train" and moment[1] == 2 and action is terminate:
+            at.moment = ("train", 3, 0)
+        try:
+            train(tmp_path / "cut", data, at, resume=begun, checkpoint_every_steps=2, **options)
+        except end:
+            assert at.moment in at.seen
+        else:
+            assert at.moment not in at.seen  # it was saved after that
+    assert_same(train(tmp_path / "cut", data, resume=True, **options), whole)
+
+
+def test_sigterm_ends_with_the_code_that_asks_to_be_started_again(tmp_path, data):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stop:
+        train(tmp_path / "run", data, At(("train", 0, 0), terminate))
+    assert stop.value.code == 75
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_sigterm_while_gradients_accumulate_waits_for_the_step(tmp_path, data):
+    with pytest.raises(Preempted):
+        train(tmp_path / "run", data, At(("train", 0, 0), terminate), accumulate=2)
+    assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["position"]["batches"] == 2
+
+
+def test_a_validation_that_was_stopped_is_done_again_without_training(tmp_path, data):
+    with pytest.raises(Preempted):
+        train(tmp_path / "run", data, At(("val", 1, 0), terminate), epochs=2)
+    seen = At(None, kill)
+    train(tmp_path / "run", data, seen, resume=True, epochs=2)
+    assert seen.seen == [("val", 1, 0), ("val", 1, 1)]
+
+
+def test_a_checkpoint_that_is_half_written_is_no_checkpoint(tmp_path, data, monkeypatch):
+    def write_half(path, content):
+        if write_half.left == 0:
+            (path.parent / f".{path.name}.0.part").write_bytes(content[: len(content) // 2])
+            raise Killed
+        write_half.left -= 1
+        write_durably(path, content)
+
+    whole = train(tmp_path / "whole", data)
+    write_half.left = 4
+    monkeypatch.setattr(checkpoint, "write_durably", write_half)
+    with pytest.raises(Killed):
+        train(tmp_path / "cut", data, checkpoint_every_steps=1)
+    monkeypatch.undo()
+    # with readers in processes of their own, in place of none
+    assert_same(train(tmp_path / "cut", data, resume=True, workers=2), whole)
+    assert [path.name for path in (tmp_path / "cut/checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_on_a_full_disk_training_goes_on_and_the_last_checkpoint_is_kept(tmp_path, data, monkeypatch, caplog):
+    whole = train(tmp_path / "whole", data)
+    real, calls = os.fsync, []
+
+    def full(number):
+        calls.append(number)
+        if len(calls) > 2:  # file and folder of the first checkpoint
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(number)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    assert_same(train(tmp_path / "cut", data, checkpoint_every_steps=2), whole)
+    assert "step 3 was not saved (No space left on device); the one before it is kept" in caplog.text
+    assert torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "cut/checkpoints").iterdir()] == ["last.ckpt"]
+    assert_same(train(tmp_path / "cut", data, resume=True), whole)
+
+
+def test_a_run_that_stopped_early_is_not_trained_on(tmp_path, data):
+    options = {"epochs": 9, "lr": 1e-12, "patience": 1}
+    whole = train(tmp_path / "run", data, **options)
+    seen = At(None, kill)
+    assert_same(train(tmp_path / "run", data, seen, resume=True, **options), whole)
+    assert seen.seen == []
+
+
+def test_a_bundle_that_was_being_replaced_is_put_back(tmp_path):
+    (tmp_path / ".model-old-x/bundle").mkdir(parents=True)
+    (tmp_path / ".model-old-x/bundle/segkit.json").write_text("{}")
+    (tmp_path / ".model-y").mkdir()
+    clear_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model/segkit.json").is_file()
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_checkpoints_every_no_step_are_refused(tmp_path, data, steps):
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        train(tmp_path / "run", data, checkpoint_every_steps=steps)
+
+
+LIVES = """
+import os, random, re, signal, subprocess, sys
+from pathlib import Path
+import segkit.experiment, segkit.inference.evaluate, segkit.inference.predictor, segkit.metrics.report
+from segkit.cli import main
+from segkit.training import checkpoint, fit
+from segkit.training.module import SegmentationModule
+
+config, run = sys.argv[1:]
+write = checkpoint.write_durably
+
+def live(arguments, events, end):
+    # A process that ends itself after so many steps, validation steps and checkpoints.
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    os.setpgid(0, 0)
+    left = [events]
+
+    def count():
+        left[0] -= 1
+        if left[0] == 0:
+            end()
+
+    def counted(step):
+        def call(*given):
+            count()
+            return step(*given)
+        return call
+
+    def write_half(path, content):
+        if left[0] == 1:
+            path.parent.mkdir(exist_ok=True)
+            (path.parent / f".{path.name}.0.part").write_bytes(content[: len(content) // 2])
+        count()
+        write(path, content)
+
+    SegmentationModule.training_step = counted(SegmentationModule.training_step)
+    SegmentationModule.validation_step = counted(SegmentationModule.validation_step)
+    checkpoint.write_durably = write_half
+    main(arguments)
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def terminated():  # and with it the workers, as by a scheduler
+    subprocess.run(["kill", "-TERM", "--", f"-{os.getpgid(0)}"])
+
+rng = random.Random(0)
+assert live(["train", config, "--out", run], 1, killed) == -9
+for number in range(4):
+    saved = Path(run, "config.yaml")
+    saved.write_text(re.sub("workers: .*", f"workers: {number % 2 * 2}", saved.read_text()))
+    end, code = (terminated, 75) if number == 3 else (killed, -9)
+    assert live(["train", "--resume", run], rng.randint(2, 5), end) == code, number
+assert live(["train", "--resume", run], 0, killed) == 0
+"""
+
+
+def test_a_process_killed_at_random_moments_leaves_the_run_folder_of_one_that_was_not(tmp_path):
+    from tests.test_cli import segkit
+
+    config = write_config(tmp_path, "exclusive")
+    text = config.read_text().replace("epochs: 1", "epochs: 4, checkpoint_every_steps: 1")
+    config.write_text(text)
+    assert segkit("train", config, "--out", tmp_path / "whole") == 0
+    lives = subprocess.run(
+        [sys.executable, "-c", LIVES, config, tmp_path / "cut"], capture_output=True, text=True, timeout=300
+    )
+    assert lives.returncode == 0, lives.stderr[-2000:]
+    for name in ("metrics.csv", "scores.json", "model/model.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
