@@ -51,8 +51,9 @@ def train(
 ) -> None:
     """Train a model: a run folder with the best epoch, scores and pictures."""
     from segkit.config import read_config
-    from segkit.experiment import is_main_process, resume_experiment, train_experiment
+    from segkit.experiment import resume_experiment, train_experiment
     from segkit.formats.files import write_whole
+    from segkit.processes import is_main_process
     from segkit.shipped import find_config
     from segkit.training.preemption import preemptible
 
@@ -98,9 +99,10 @@ def evaluate(
 ) -> None:
     """Score a model, or a folder of predicted masks, against true masks."""
     from segkit.config import read_config
-    from segkit.experiment import open_evaluation, open_masks, open_part, scored_part
+    from segkit.experiment import open_evaluation
     from segkit.inference.evaluate import evaluate as score
     from segkit.inference.evaluate import evaluate_predictions, evaluate_predictions_of
+    from segkit.parts import open_masks, open_part, scored_part
     from segkit.shipped import find_config
 
     if predictions is not None:
@@ -298,7 +300,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _free_run(name: str) -> Path:
     """runs/NAME, or runs/NAME-2, ... where that is taken; processes started by this one use the same."""
-    from segkit.experiment import is_main_process
+    from segkit.processes import is_main_process
 
     if not is_main_process() and _RUN_VARIABLE in os.environ:
         return Path(os.environ[_RUN_VARIABLE])
@@ -312,8 +314,9 @@ def _free_run(name: str) -> Path:
 def _show_scores(scores: Any, json: Path | None = None, split: str | None = None) -> None:
     from rich.console import Console
 
-    from segkit.experiment import is_main_process, write_json
+    from segkit.experiment import write_json
     from segkit.metrics.report import score_table
+    from segkit.processes import is_main_process
 
     if not is_main_process():
         return

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from segkit.config import read_config
-from segkit.experiment import open_masks, open_part, train_experiment
+from segkit.experiment import train_experiment
 from segkit.inference.predictor import Predictor
 from segkit.metrics.scores import Scores
+from segkit.parts import open_masks, open_part
 from segkit.shipped import find_config
 
 

@@ -12,9 +12,9 @@ import pytest
 
 from segkit.cli import main
 from segkit.config import read_config
-from segkit.experiment import open_part
 from segkit.formats.codec import Codec
 from segkit.formats.codecs import open_codec
+from segkit.parts import open_part
 from tests.scenes import FORMATS, write_set
 
 MODEL = "{architecture: unet, encoder: resnet18, weights: none, options: {decoder_channels: [16, 8, 8, 8, 8]}}"

@@ -14,8 +14,8 @@ import pytest
 
 from segkit.config import read_config
 from segkit.data.layouts import LAYOUTS
-from segkit.experiment import open_masks
 from segkit.formats.codecs import CODECS
+from segkit.parts import open_masks
 from tests.scenes import scene
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -12,8 +12,8 @@ import pytest
 
 from segkit.config import read_config
 from segkit.data import cache
-from segkit.experiment import open_masks, open_parts, silent_progress, verify
 from segkit.formats.codecs import open_codec
+from segkit.parts import open_masks, open_parts, silent_progress, verify
 from tests.scenes import FORMATS, write_set
 from tests.test_cli import segkit, write_config
 

@@ -11,9 +11,9 @@ import pytest
 
 from segkit.config import read_config
 from segkit.data.intensity import image_scale, volume_scale
-from segkit.experiment import Parts, open_masks, open_parts, silent_progress, verify
 from segkit.inference.predictor import Predictor
 from segkit.models.bundle import load_model
+from segkit.parts import Parts, open_masks, open_parts, silent_progress, verify
 from tests.scenes import write_set
 from tests.test_cli import segkit
 

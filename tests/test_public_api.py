@@ -14,11 +14,12 @@ import segkit
 PACKAGE = Path(segkit.__file__).parent
 # Each floor may use those below it and its own.
 FLOORS = (
-    {"_version", "suggest"},
+    {"_version", "processes", "suggest"},
     {"formats", "ops"},
     {"data", "models", "losses", "metrics"},
     {"inference", "training", "inspection"},
     {"config", "shipped"},
+    {"parts"},
     {"experiment"},
     {"demo"},
     {"cli"},

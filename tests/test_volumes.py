@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from segkit.config import read_config
-from segkit.experiment import open_masks, open_parts
 from segkit.models.bundle import load_model
+from segkit.parts import open_masks, open_parts
 from tests.dicoms import write_series
 from tests.scenes import FORMATS, scene, write_set
 from tests.test_cli import MODEL, segkit

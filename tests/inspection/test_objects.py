@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from segkit.config import read_config, write_config
-from segkit.experiment import open_masks, open_part
+from segkit.parts import open_masks, open_part
 from tests.inspection.sets import blocks, look, write_masks
 
 

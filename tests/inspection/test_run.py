@@ -13,11 +13,11 @@ import pytest
 
 from segkit.cli import main
 from segkit.config import read_config
-from segkit.experiment import open_masks, open_part
 from segkit.formats.codecs import open_codec
 from segkit.formats.png_files import write_png
 from segkit.inspection.parts import Source, find_source
 from segkit.inspection.run import facts_line, inspect
+from segkit.parts import open_masks, open_part
 from tests.inspection.sets import blocks, look, write_class_files, write_image, write_masks
 from tests.scenes import FORMATS, write_set
 

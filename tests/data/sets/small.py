@@ -12,7 +12,7 @@ import numpy as np
 from segkit.config import Experiment, read_config
 from segkit.data.datasets import MaskDataset
 from segkit.data.sets.layout import PART_NAMES
-from segkit.experiment import Parts, open_masks, open_parts
+from segkit.parts import Parts, open_masks, open_parts
 
 SIZE_HW = (4, 6)
 
