@@ -11,8 +11,9 @@ from typing import Any
 from segkit.config import Experiment
 from segkit.data.cache import PLACES
 from segkit.data.datasets import MaskDataset, check_training_sizes
-from segkit.data.layouts import PART_KEYS, find_layout, open_layout
+from segkit.data.layouts import find_layout, open_layout
 from segkit.data.reading import ImageReading
+from segkit.data.sets.layout import PART_KEYS
 from segkit.data.splits import read_quarantine, split_stems
 from segkit.formats.codec import Codec
 from segkit.formats.codecs import open_codec

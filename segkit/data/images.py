@@ -24,7 +24,6 @@ from segkit.formats.volumes import (
     volume_name,
     volume_shape,
 )
-from segkit.ops.sizes import fit_size as fit_size
 from segkit.suggest import closest
 
 IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, *DICOM_SUFFIXES)

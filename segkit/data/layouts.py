@@ -8,7 +8,6 @@ from typing import Any
 
 from segkit.data.embedded import MNI152_CLASSES, SCENE_CLASSES, write_mni152, write_scene
 from segkit.data.sets.folders import ClassFolders, Folders, Generated
-from segkit.data.sets.layout import PART_KEYS as PART_KEYS
 from segkit.data.sets.layout import Layout
 from segkit.data.sets.layout import Part as Part
 from segkit.data.sets.medical import Chase, Drive, Isic, Kvasir, Stare

@@ -16,6 +16,8 @@ from segkit.formats.mask_format import BACKGROUND, MaskFormat
 
 OVERLAP = ("error", "ignore", "last", "smallest")
 UNMARKED = ("error", "ignore")
+# What a sample without annotations, or without the file of a class, may say.
+MISSING = ("error", "ignore", "empty")
 
 
 class ClassRegions:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from segkit.formats.class_labels import IGNORED, UNDECLARED, ClassLabels
-from segkit.formats.class_regions import ClassRegions, one_of
+from segkit.formats.class_labels import IGNORED, UNDECLARED
+from segkit.formats.class_regions import one_of
 from segkit.formats.coco_files import (
     ANNOTATED,
     CocoFile,
@@ -22,10 +22,9 @@ from segkit.formats.coco_files import (
     write_coco,
     written_coco,
 )
-from segkit.formats.codec import Codec
 from segkit.formats.files import PARTS, check_stem, existing, remove_empty, write_whole
 from segkit.formats.json_files import declared_size, read_json
-from segkit.formats.marks import MISSING, Mark, paint, paint_nothing, split_marks
+from segkit.formats.marks import Mark, MarkCodec, paint, paint_nothing, split_marks
 from segkit.formats.mask_format import MaskFormat
 from segkit.formats.run_lengths import Region, polygons_region, runs_region, to_json
 from segkit.suggest import closest
@@ -35,7 +34,7 @@ _IGNORED_NAME = "ignored"
 _WAY_OUT = "Give the codec `crowd: ignore`"
 
 
-class CocoJson(Codec):
+class CocoJson(MarkCodec):
     """Objects of categories in a JSON file as COCO has it; the objects of a class together are its region.
 
     The root is the file, or a folder that holds `annotations.json` or one other JSON file. Samples are its images: a
@@ -55,7 +54,6 @@ class CocoJson(Codec):
     """
 
     name = "coco"
-    marks_classes = True
 
     def __init__(
         self,
@@ -68,19 +66,12 @@ class CocoJson(Codec):
         overlap: str = "error",
         unmarked: str = "error",
     ) -> None:
-        super().__init__(format)
-        self.regions = ClassRegions(format, overlap, unmarked)
-        self.labels = ClassLabels(self.regions, values, ignored_values, others)
+        super().__init__(format, values, ignored_values, others, missing, overlap, unmarked)
         self.crowd = one_of(crowd, CROWD, "crowd")
-        self.missing = one_of(missing, MISSING, "missing")
 
     def to_spec(self) -> dict[str, Any]:
-        spec = {"name": self.name, **self.labels.to_spec()}
-        if self.crowd != "class":
-            spec["crowd"] = self.crowd
-        if self.missing != "error":
-            spec["missing"] = self.missing
-        return {**spec, **self.regions.to_spec()}
+        spec = super().to_spec()
+        return spec if self.crowd == "class" else {**spec, "crowd": self.crowd}
 
     def stems(self, root: str | Path) -> list[str]:
         path = find_coco(root)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from segkit.formats.class_regions import ClassRegions, one_of
+from segkit.formats.class_regions import MISSING, ClassRegions, one_of
 from segkit.formats.codec import RESERVED_NAMES, Codec
 from segkit.formats.files import check_stem, existing, path_of, walk
 from segkit.formats.georeference import put_sidecar, read_georeference
@@ -18,7 +18,6 @@ from segkit.formats.mask_format import MaskFormat
 from segkit.formats.png_files import read_png, write_png
 
 DEFAULT_PATTERN = "{class}/{stem}.png"
-_MISSING = ("error", "ignore", "empty")
 
 
 class FilePerClass(Codec):
@@ -52,7 +51,7 @@ class FilePerClass(Codec):
     ) -> None:
         super().__init__(format)
         self.pattern = _check_pattern(pattern)
-        self.missing = one_of(missing, _MISSING, "missing")
+        self.missing = one_of(missing, MISSING, "missing")
         self.values = MarkValues(self.name, present_values, ignored_values)
         self.regions = ClassRegions(format, overlap, unmarked)
         self.filed_classes = self.regions.names

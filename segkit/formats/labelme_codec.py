@@ -7,19 +7,15 @@ import binascii
 import json
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from segkit.formats.class_labels import ClassLabels
-from segkit.formats.class_regions import ClassRegions, one_of
-from segkit.formats.codec import Codec
 from segkit.formats.files import check_stem, existing, find_files, path_of, write_whole
 from segkit.formats.json_files import declared_size, read_json, records
-from segkit.formats.marks import MISSING, Mark, paint, paint_nothing, split_marks
-from segkit.formats.mask_format import MaskFormat
+from segkit.formats.marks import Mark, MarkCodec, paint, paint_nothing, split_marks
 from segkit.formats.png_files import decode_png, encode_png
 from segkit.formats.run_lengths import Region, circle_region, draw, mask_region, polygons_region, to_json
 
@@ -31,7 +27,7 @@ _VERSION = "5.5.0"
 _MAX_COORDINATE = 2**31
 
 
-class LabelmeJson(Codec):
+class LabelmeJson(MarkCodec):
     """Shapes of labels in `STEM.json`, as labelme writes it; the shapes of a class together are its region.
 
     Polygons, rectangles, circles and masks are read. Points and lines mark no pixels and are refused, unless their
@@ -47,28 +43,6 @@ class LabelmeJson(Codec):
     """
 
     name = "labelme"
-    marks_classes = True
-
-    def __init__(
-        self,
-        format: MaskFormat,
-        values: Mapping[Any, str | None] | None = None,
-        ignored_values: Iterable[Any] = (),
-        others: str = "error",
-        missing: str = "error",
-        overlap: str = "error",
-        unmarked: str = "error",
-    ) -> None:
-        super().__init__(format)
-        self.regions = ClassRegions(format, overlap, unmarked)
-        self.labels = ClassLabels(self.regions, values, ignored_values, others)
-        self.missing = one_of(missing, MISSING, "missing")
-
-    def to_spec(self) -> dict[str, Any]:
-        spec = {"name": self.name, **self.labels.to_spec()}
-        if self.missing != "error":
-            spec["missing"] = self.missing
-        return {**spec, **self.regions.to_spec()}
 
     def stems(self, root: str | Path) -> list[str]:
         return list(find_files(root, [SUFFIX]))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
 from segkit.formats.class_labels import IGNORED, ClassLabels
-from segkit.formats.class_regions import ClassRegions
+from segkit.formats.class_regions import MISSING, ClassRegions, one_of
+from segkit.formats.codec import Codec
+from segkit.formats.mask_format import MaskFormat
 from segkit.formats.run_lengths import Region, area, draw, mask_region
-
-# What a sample without annotations may say.
-MISSING = ("error", "ignore", "empty")
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,39 @@ class Mark:
     @property
     def _meaning(self) -> tuple[int, bool]:
         return self.target, self.certain
+
+
+class MarkCodec(Codec):
+    """Files that mark regions by label; see the codecs that derive from it.
+
+    Args:
+        values, ignored_values, others: which class a label stands for, see `ClassLabels`.
+        missing: what a sample without marks says: `error`, nothing (`ignore`), or that no class is there (`empty`).
+        overlap, unmarked: for exclusive classes, see `ClassRegions`.
+    """
+
+    marks_classes = True
+
+    def __init__(
+        self,
+        format: MaskFormat,
+        values: Mapping[Any, str | None] | None = None,
+        ignored_values: Iterable[Any] = (),
+        others: str = "error",
+        missing: str = "error",
+        overlap: str = "error",
+        unmarked: str = "error",
+    ) -> None:
+        super().__init__(format)
+        self.regions = ClassRegions(format, overlap, unmarked)
+        self.labels = ClassLabels(self.regions, values, ignored_values, others)
+        self.missing = one_of(missing, MISSING, "missing")
+
+    def to_spec(self) -> dict[str, Any]:
+        spec = {"name": self.name, **self.labels.to_spec()}
+        if self.missing != "error":
+            spec["missing"] = self.missing
+        return {**spec, **self.regions.to_spec()}
 
 
 def paint(regions: ClassRegions, size_hw: tuple[int, int], marks: Sequence[Mark], where: str) -> np.ndarray:

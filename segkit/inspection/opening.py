@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from segkit.data.images import ImageRef
 from segkit.data.patterns import Pattern
 from segkit.data.reading import ImageReading
 from segkit.formats.codecs import open_codec
@@ -23,6 +24,7 @@ class Opened:
     Attributes:
         order: of the classes, where it is given.
         masks: what a layout says of them: the section of a config.
+        images: of the first part, by stem, where they were looked for.
     """
 
     coding: Coding
@@ -30,9 +32,10 @@ class Opened:
     naming: Naming
     order: list[str] | None = None
     masks: dict[str, Any] | None = None
+    images: Mapping[str, ImageRef] | None = None
 
 
-def open_masks(source: Source, classes: Mapping[Key, str] | list[str] | None, reading: ImageReading) -> Opened:
+def find_masks(source: Source, classes: Mapping[Key, str] | list[str] | None, reading: ImageReading) -> Opened:
     """As a layout says, or as files tell.
 
     Args:
@@ -49,16 +52,16 @@ def open_masks(source: Source, classes: Mapping[Key, str] | list[str] | None, re
     coding = find_coding(part.masks, [mask_pattern.name(stem) for stem in refs])
     if coding.classes is None:
         naming = name_values(classes, ()) if isinstance(classes, Mapping) else Naming()
-        return Opened(coding, open_reader(coding), naming)
+        return Opened(coding, open_reader(coding), naming, images=refs)
     if classes is None:
-        return Opened(coding, open_reader(coding), Naming())
+        return Opened(coding, open_reader(coding), Naming(), images=refs)
     wanted = list(classes) if isinstance(classes, list) else list(map(str, classes))
     lost = [name for name in wanted if name not in coding.classes]
     if lost:
         raise ValueError(f"--classes names {lost}, which the masks do not hold: {', '.join(coding.classes)}.")
     others = {"others": "background"} if coding.codec in ("coco", "labelme") else {}
     coding = replace(coding, options={**coding.options, **others}, classes=tuple(wanted))
-    return Opened(coding, open_reader(coding), Naming(), wanted)
+    return Opened(coding, open_reader(coding), Naming(), wanted, images=refs)
 
 
 def _open_known(masks: Mapping[str, Any]) -> Opened:

@@ -87,11 +87,6 @@ def _named_masks(layout: str | None, images: Path, masks: Path) -> dict[str, Any
     return find_layout(layout).masks(Path(os.path.commonpath([images.absolute(), masks.absolute()]))) or None
 
 
-def without_names(source: Source) -> Source:
-    """The same data, of which the layout says nothing but where they lie."""
-    return replace(source, masks=None)
-
-
 def _plain(root: Path, given: dict[str, Any]) -> Source:
     """Folders by the names that people give them."""
     parts = find_layout(FOLDERS).parts(root)

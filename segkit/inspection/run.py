@@ -23,7 +23,7 @@ from segkit.inspection.meaning import Meaning, read_classes, read_values
 from segkit.inspection.naming import Naming, name_values
 from segkit.inspection.notes import find_notes
 from segkit.inspection.objects import are_objects
-from segkit.inspection.opening import Opened, open_masks
+from segkit.inspection.opening import Opened, find_masks
 from segkit.inspection.page import label_names, write_page
 from segkit.inspection.parts import Source
 from segkit.inspection.report import Report, make_report
@@ -116,8 +116,10 @@ def inspect(
         ValueError: folders that hold no images or no masks, or names that do not fit them.
     """
     reading = ImageReading()
-    opened = open_masks(source, classes, reading)
-    survey = take_survey(source.parts, opened.reader, reading, workers, progress, look=fingerprint)
+    opened = find_masks(source, classes, reading)
+    survey = take_survey(
+        source.parts, opened.reader, reading, workers, progress, look=fingerprint, first_images=opened.images
+    )
     coding, naming, blurred = _settle(opened, survey, classes)
     reader = opened.reader if coding is opened.coding else open_reader(coding)
     if coding.per_class:

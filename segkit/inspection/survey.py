@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -169,6 +169,7 @@ def take_survey(
     workers: int | None = None,
     progress: Progress | None = None,
     look: Callable[[np.ndarray], Any] | None = None,
+    first_images: Mapping[str, ImageRef] | None = None,
 ) -> Survey:
     """Read every sample of every part.
 
@@ -176,10 +177,14 @@ def take_survey(
         workers: threads; default one per core, at most 8.
         progress: called with (samples read, samples in all).
         look: called with every image by the thread that read it; what it returns is kept.
+        first_images: of the first part, by stem, where they were found already.
     """
     started = time.perf_counter()
     survey = Survey()
-    pairs = [pair for name, part in parts.items() for pair in _pair_up(name, part, reader, reading, survey)]
+    pairs: list[Pair] = []
+    for number, (name, part) in enumerate(parts.items()):
+        refs = first_images if number == 0 else None
+        pairs += _pair_up(name, part, reader, reading, survey, refs)
 
     def read(pair: Pair) -> tuple[ImageFacts | str, MaskCounts | str, Any]:
         image = _attempt(lambda: reading.read(pair.image))
@@ -234,11 +239,19 @@ def mask_file(reader: MaskReader, masks: Path, mask: str) -> str:
     return str(files[0]) if files else str(masks / mask)
 
 
-def _pair_up(name: str, part: Part, reader: MaskReader, reading: ImageReading, survey: Survey) -> list[Pair]:
+def _pair_up(
+    name: str,
+    part: Part,
+    reader: MaskReader,
+    reading: ImageReading,
+    survey: Survey,
+    refs: Mapping[str, ImageRef] | None = None,
+) -> list[Pair]:
     """Samples with image and mask; what has only one of them is a fault."""
     named = reading.named(part.image_pattern, part.bands)
     pattern = Pattern(part.mask_pattern)
-    refs, masks = named.find(part.images), pattern.by_stem(reader.stems(part.masks))
+    refs = dict(named.find(part.images) if refs is None else refs)
+    masks = pattern.by_stem(reader.stems(part.masks))
     if part.images.resolve() == part.masks.resolve():
         refs, masks = told_apart(refs, masks, named.files, pattern)
         both = next(

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from segkit.data.images import fit_size, resize_image, resize_planes
+from segkit.data.images import resize_image, resize_planes
 from segkit.formats.classes import RGB, MaskClass, default_color
 from segkit.formats.mask_format import MaskFormat
 from segkit.inference.overlay import draw_overlay, to_rgb
+from segkit.ops.sizes import fit_size
 
 SIDE = 192  # pixels of the longer side
 # A picture is averaged from at most so many pixels per pixel and side: the rest of a large image is not looked at.
@@ -53,7 +54,6 @@ def make_thumbnail(
     Args:
         image: (H, W, B) of any depth: 8-bit colours stay as they are, all else is stretched between percentiles.
         class_masks: (H, W) bool of each class by name. A mask of another size than the image is stretched over it.
-            Masks may be made from labels that `shrink_labels` made small.
         colors: of each class, from `label_colors`; by default the place in `class_masks` decides.
     """
     class_masks = class_masks or {}
@@ -66,11 +66,6 @@ def make_thumbnail(
         planes = np.stack([resize_planes(mask[..., None], size_hw)[..., 0] for mask in held.values()], axis=2)
         overlay = draw_overlay(picture, planes, MaskFormat.multilabel([MaskClass(n, colors[n]) for n in held]))
     return Thumbnail(stem, part, _encode(picture), _encode(overlay), tuple(faults), tuple(held))
-
-
-def shrink_labels(labels: np.ndarray) -> np.ndarray:
-    """(H, W, ...) labels at the size of a thumbnail, each pixel the value at its centre."""
-    return resize_planes(labels, _size(labels.shape[:2]))
 
 
 def label_colors(names: Iterable[str]) -> dict[str, RGB]:

@@ -9,13 +9,13 @@ from PIL import Image
 from segkit.data.images import (
     ImageRef,
     find_images,
-    fit_size,
     image_refs,
     image_spacing_mm,
     read_image,
     resize_image,
     resize_planes,
 )
+from segkit.ops.sizes import fit_size
 
 # Smooth, with another value in every corner and band, so that turned, mirrored or swapped pictures differ.
 ROWS, COLUMNS = np.mgrid[:40, :64]

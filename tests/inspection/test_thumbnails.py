@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from segkit.inspection.thumbnails import SIDE, Thumbnail, label_colors, make_thumbnail, shrink_labels
+from segkit.inspection.thumbnails import Thumbnail, label_colors, make_thumbnail
 
 
 def decoded(data: bytes) -> np.ndarray:
@@ -62,17 +62,6 @@ def test_labels_are_drawn_in_their_colour_where_they_are():
     assert np.abs(overlay[:, 90:] - 60).max() < 12
     assert np.abs(overlay[110:] - 60).max() < 12
     assert np.abs(decoded(made.image).astype(int) - 60).max() < 4
-
-
-def test_labels_made_small_before_give_the_same_picture():
-    rng = np.random.default_rng(1)
-    image = rng.integers(0, 255, (500, 400, 3)).astype(np.uint8)
-    labels = cv2.resize(rng.integers(0, 4, (7, 5)).astype(np.uint8), (400, 500), interpolation=cv2.INTER_NEAREST)
-    small = shrink_labels(labels)
-    assert small.shape == (SIDE, 154)
-    assert make_thumbnail("a", "t", image, {str(v): labels == v for v in range(4)}) == make_thumbnail(
-        "a", "t", image, {str(v): small == v for v in range(4)}
-    )
 
 
 def test_colours_go_by_place_and_background_is_black():
