@@ -129,7 +129,7 @@ def image_refs(root: Path, path: Path, axis: str = "z", any_suffix: bool = False
         yield folder + path.name[: len(path.name) - len(path.suffix)], ImageRef(path)
 
 
-def read_image(source: str | Path | ImageRef, gray: bool = False, max_pixels: int | None = None) -> np.ndarray:
+def read_image(source: str | Path | ImageRef, gray: bool = False) -> np.ndarray:
     """(H, W, B) pixels of an image in stored units; uint8, uint16 or float32.
 
     Slices of volumes keep their bands; for files see `read_image_file`. Of several files that make one image, each
@@ -138,28 +138,27 @@ def read_image(source: str | Path | ImageRef, gray: bool = False, max_pixels: in
     Args:
         source: file, or what `find_images` returned.
         gray: 8-bit images give one band, B = 1.
-        max_pixels: a file that declares more pixels is refused before it is decoded; default `limits.max_pixels()`.
 
     Raises:
         ValueError: names the file: missing, empty, cut short, damaged, too large, or no image.
     """
     ref = source if isinstance(source, ImageRef) else ImageRef(Path(source))
     if ref.bands or ref.missing:
-        return _read_bands(ref, max_pixels)
-    return _read_file(ref, gray, max_pixels)
+        return _read_bands(ref)
+    return _read_file(ref, gray)
 
 
-def _read_file(ref: ImageRef, gray: bool | None, max_pixels: int | None) -> np.ndarray:
+def _read_file(ref: ImageRef, gray: bool | None) -> np.ndarray:
     if ref.axis is not None or is_volume(ref.path):
         return _finite(_read_slice(ref), ref)
     if is_dicom(ref.path):
         from segkit.formats.dicom_pixels import read_dicom_image
 
-        return _finite(read_dicom_image(ref.path, gray, max_pixels), ref)
-    return _finite(read_image_file(ref.path, gray, max_pixels), ref)
+        return _finite(read_dicom_image(ref.path, gray), ref)
+    return _finite(read_image_file(ref.path, gray), ref)
 
 
-def _read_bands(ref: ImageRef, max_pixels: int | None) -> np.ndarray:
+def _read_bands(ref: ImageRef) -> np.ndarray:
     """(H, W, B) of several files, one after the other."""
     if ref.missing:
         raise ValueError(
@@ -174,7 +173,7 @@ def _read_bands(ref: ImageRef, max_pixels: int | None) -> np.ndarray:
                 f"{path}: does not lie on the voxels of {ref.path}: {found}. Bring all bands onto one grid, "
                 "or leave it out with `quarantine`."
             )
-        part = _read_file(one, None, max_pixels)
+        part = _read_file(one, None)
         if parts and (part.shape[:2], part.dtype) != (parts[0].shape[:2], parts[0].dtype):
             raise ValueError(
                 f"{one}: is {_kind_text(part)}, but {ref.bands[0].name} is {_kind_text(parts[0])}: the bands of an "

@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from segkit.formats.disk_values import disk_value, pack_bits, unknown_pixels, whole_numbers, width
+from segkit.formats.disk_values import (
+    NO_IGNORED_VALUE,
+    disk_value,
+    ignored_error,
+    pack_bits,
+    unknown_pixels,
+    whole_numbers,
+    width,
+)
 from segkit.formats.mask_format import MaskFormat
 from segkit.formats.pixel_values import StoredValues
 from segkit.formats.png_codecs import NumberPng
@@ -70,7 +78,7 @@ class BitValues(StoredValues):
     def to_disk(self, planes: np.ndarray, where: str) -> np.ndarray:
         unknown = unknown_pixels(planes, where, self._ignore_index)
         if unknown.any() and not self.ignored_values:
-            raise self._refuse_ignored(where)
+            raise ignored_error(where, NO_IGNORED_VALUE)
         # Planes in the order of the bits, and none where a bit has no class.
         marks = np.zeros((*planes.shape[:-1], max(self._bit_of.values()) + 1), bool)
         for k, name in enumerate(self._names):

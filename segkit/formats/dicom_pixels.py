@@ -18,7 +18,7 @@ _plugins = threading.Lock()
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
-def read_dicom_image(path: Path, gray: bool | None = False, limit: int | None = None) -> np.ndarray:
+def read_dicom_image(path: Path, gray: bool | None = False) -> np.ndarray:
     """(H, W, B) pixels of a DICOM picture in the units of its modality; uint8, uint16 or float32.
 
     Radiographs that are stored with white at 0 (MONOCHROME1) are inverted. 8-bit pictures become red, green, blue,
@@ -30,7 +30,7 @@ def read_dicom_image(path: Path, gray: bool | None = False, limit: int | None = 
     header = read_header(path)
     if header.count != 1:
         raise ValueError(f"{path}: holds {header.count} pictures, expected one.")
-    stored, ds = read_pixels(path, max_pixels() if limit is None else limit)
+    stored, ds = read_pixels(path, max_pixels())
     if str(ds.PhotometricInterpretation) == "MONOCHROME1":
         # The range of the stored bits, not of the dtype: 12 bits in 16 would become nearly white.
         low = -(1 << (int(ds.BitsStored) - 1)) if ds.PixelRepresentation else 0

@@ -37,6 +37,32 @@ def unknown_pixels(planes: np.ndarray, where: str, ignore_index: int) -> np.ndar
     return unknown
 
 
+def check_plane(plane: np.ndarray, known: Collection[int], ignore_index: int, where: str, way_out: str) -> None:
+    """Refuse (H, W) plane values that a file cannot hold.
+
+    Args:
+        known: values that it can.
+        way_out: what to do about ignored pixels, after the words "some pixels have no class (...), ".
+
+    Raises:
+        ValueError: `where` holds ignored pixels, or values that are no class.
+    """
+    strange = values_outside(plane, known)
+    if strange == [ignore_index]:
+        raise ignored_error(where, way_out)
+    if strange:
+        raise ValueError(f"{where}: plane values {strange} are no class of the format.")
+
+
+# What `ignored_error` says where disk values stand for classes.
+NO_IGNORED_VALUE = "and no value on disk means that. Add one to `ignored_values`, such as [255]."
+
+
+def ignored_error(where: str, way_out: str) -> ValueError:
+    """Says that `where` has ignored pixels, which nothing in the file can say."""
+    return ValueError(f"{where}: some pixels have no class (ignored, or *none* below the threshold), {way_out}")
+
+
 def whole_numbers(stored: np.ndarray, where: str) -> np.ndarray:
     """uint8 or uint16 numbers of the same values.
 

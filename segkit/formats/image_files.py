@@ -33,7 +33,7 @@ _NAMES = {
 }
 
 
-def read_image_file(path: str | Path, gray: bool | None = False, limit: int | None = None) -> np.ndarray:
+def read_image_file(path: str | Path, gray: bool | None = False) -> np.ndarray:
     """(H, W, B) pixels of an image file in stored units; uint8, uint16 or float32.
 
     8-bit images are red, green, blue: gray is repeated, alpha is dropped, palettes and 1-bit images become colours,
@@ -44,12 +44,11 @@ def read_image_file(path: str | Path, gray: bool | None = False, limit: int | No
     Args:
         path: PNG, JPEG, WebP, BMP, GIF, PBM, PGM, PPM, PFM, JPEG 2000 or TIFF, told by content and not by suffix.
         gray: 8-bit images give one band, B = 1; None: gray ones give one, and those of colours three.
-        limit: a file that declares more pixels is refused before it is decoded; default `limits.max_pixels()`.
 
     Raises:
         ValueError: names the file: missing, empty, cut short, damaged, too large, or no image.
     """
-    path, limit = Path(path), max_pixels() if limit is None else limit
+    path, limit = Path(path), max_pixels()
     data = read_whole(path)
     if not data:
         raise ValueError(f"{path}: the file is empty. Copy it again, or leave it out with `quarantine`.")

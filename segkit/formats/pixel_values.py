@@ -20,8 +20,11 @@ from typing import Any
 import numpy as np
 
 from segkit.formats.disk_values import (
+    NO_IGNORED_VALUE,
+    check_plane,
     disk_value,
     disk_values,
+    ignored_error,
     look_up,
     pack_bits,
     unknown_pixels,
@@ -130,12 +133,6 @@ class StoredValues(ABC):
                 "Add them to `values`, or to `ignored_values` to leave them out of training."
             )
 
-    def _refuse_ignored(self, where: str) -> ValueError:
-        return ValueError(
-            f"{where}: some pixels have no class (ignored, or *none* below the threshold), and no value on disk "
-            "means that. Add one to `ignored_values`, such as [255]."
-        )
-
     def _declared_text(self) -> str:
         pairs = [f"{value}: {_text(says)}" for value, says in list(self.values.items())[:40]]
         pairs += [f"{value}: ignored" for value in self.ignored_values[:5]]
@@ -186,11 +183,7 @@ class PixelValues(StoredValues):
 
     def to_disk(self, planes: np.ndarray, where: str) -> np.ndarray:
         plane = planes[..., 0]
-        strange = values_outside(plane, self._to_disk)
-        if strange == [self._ignore_index]:
-            raise self._refuse_ignored(where)
-        if strange:
-            raise ValueError(f"{where}: plane values {strange} are no class of the format.")
+        check_plane(plane, self._to_disk, self._ignore_index, where, NO_IGNORED_VALUE)
         return look_up(self._from_plane, plane)
 
     def shown(self) -> dict[int, str]:
@@ -256,7 +249,7 @@ class RegionValues(StoredValues):
     def to_disk(self, planes: np.ndarray, where: str) -> np.ndarray:
         unknown = unknown_pixels(planes, where, self._ignore_index)
         if unknown.any() and not self.ignored_values:
-            raise self._refuse_ignored(where)
+            raise ignored_error(where, NO_IGNORED_VALUE)
         found, pixels = np.unique(pack_bits(planes == 1), return_inverse=True)
         written = [self._value_for(int(bits)) for bits in found]
         lacking = [number for number, value in enumerate(written) if value is None]

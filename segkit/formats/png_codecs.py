@@ -11,7 +11,7 @@ import numpy as np
 
 from segkit.formats.classes import RGB, class_colors, parse_color
 from segkit.formats.codec import Codec
-from segkit.formats.disk_values import values_outside
+from segkit.formats.disk_values import check_plane
 from segkit.formats.files import existing, find_files, path_of
 from segkit.formats.georeference import put_sidecar, read_georeference
 from segkit.formats.mask_format import BACKGROUND, MaskFormat
@@ -196,14 +196,8 @@ class ColorPng(_OnePng):
 
     def _to_pixels(self, planes: np.ndarray, where: str) -> np.ndarray:
         plane = planes[..., 0]
-        strange = values_outside(plane, self._rgb)
-        if strange == [self.format.ignore_index]:
-            raise ValueError(
-                f"{where}: some pixels have no class (ignored, or *none* below the threshold), and no colour "
-                "means that. Add one to `ignored_values`, such as ['#ffffff']."
-            )
-        if strange:
-            raise ValueError(f"{where}: plane values {strange} are no class of the format.")
+        way_out = "and no colour means that. Add one to `ignored_values`, such as ['#ffffff']."
+        check_plane(plane, self._rgb, self.format.ignore_index, where, way_out)
         table = np.zeros((self.format.ignore_index + 1, 3), np.uint8)
         for plane_value, color in self._rgb.items():
             table[plane_value] = color

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from segkit.formats.codec import Codec
-from segkit.formats.disk_values import values_outside
+from segkit.formats.disk_values import check_plane
 from segkit.formats.files import existing, find_files, find_path
 from segkit.formats.georeference import put_sidecar, read_georeference
 from segkit.formats.image_files import PICTURE_SUFFIXES, TIFF_SUFFIXES, read_image_file
@@ -93,14 +93,8 @@ class Threshold(Codec):
                 "Move it away, write to another folder, or give another `suffix`."
             )
         plane = self.check(planes, str(path))[..., 0]
-        strange = values_outside(plane, self._values)
-        if strange == [self.format.ignore_index]:
-            raise ValueError(
-                f"{path}: some pixels have no class (ignored, or *none* below the threshold), which is neither bright "
-                "nor dark. Use the codec `index_png` with `ignored_values`."
-            )
-        if strange:
-            raise ValueError(f"{path}: plane values {strange} are no class of the format.")
+        way_out = "which is neither bright nor dark. Use the codec `index_png` with `ignored_values`."
+        check_plane(plane, self._values, self.format.ignore_index, str(path), way_out)
         stored = (plane == self._values[1]) * np.uint8(255)
         georeference = read_georeference(like, planes.shape[:2])
         if self.suffix == ".png":

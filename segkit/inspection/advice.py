@@ -125,7 +125,7 @@ def class_weights(survey: Survey, meaning: Meaning) -> list[float]:
     Classes with a sigmoid each weigh 1: Dice evens out rare ones, and a weight on "there" would shift every
     probability, and with it the best threshold.
     """
-    if meaning.format != "multiclass":
+    if meaning.activation != "softmax":
         return [1.0] * len(meaning.classes)
     pixels: Counter[str] = Counter()
     around: Counter[str] = Counter()

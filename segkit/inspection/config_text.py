@@ -127,7 +127,7 @@ def _loss(meaning: Meaning, advice: Advice) -> list[str]:
 
 
 def _monitor(meaning: Meaning) -> str:
-    return "pooled_iou" if meaning.format == "multiclass" else "pooled_dice"
+    return "pooled_iou" if meaning.activation == "softmax" else "pooled_dice"
 
 
 def _comment(line: str, comment: str) -> str:

@@ -58,7 +58,7 @@ class Meaning:
     @property
     def unlabelled(self) -> tuple[Key, ...]:
         """Values that name no class."""
-        background = (k for k, name in self.names.items() if self.format == "binary" and name == BACKGROUND)
+        background = (k for k, name in self.names.items() if name == BACKGROUND and BACKGROUND not in self.classes)
         return (*background, *self.ignored, *self.dark)
 
 

@@ -42,7 +42,7 @@ def find_notes(survey: Survey, meaning: Meaning, coding: Coding, overlap: Overla
             f"Only {percent(shares[2] / (shares[1] + shares[2]))} of labelled pixels have two labels. If that is only "
             "where drawn borders meet, the classes exclude each other: format multiclass."
         )
-    bits = looks_like_bits(list(survey.pixels)) if meaning.format == "multiclass" else None
+    bits = looks_like_bits(list(survey.pixels)) if meaning.activation == "softmax" else None
     if bits:
         notes.append(bits)
     for value in meaning.candidates:

@@ -389,13 +389,15 @@ def test_pictures_in_hounsfield_units(tmp_path):
     assert read_image(path)[..., 0].tolist() == [[-100, -98.5]]
 
 
-def test_what_is_no_picture_is_named(tmp_path):
+def test_what_is_no_picture_is_named(tmp_path, monkeypatch):
     path = save(data_set(np.zeros((4, 4), np.uint8), PhotometricInterpretation="PALETTE COLOR"), tmp_path / "a.dcm")
     with pytest.raises(ValueError, match=r"a\.dcm: its photometric interpretation is PALETTE COLOR, expected one of"):
         read_image(path)
     big = save(data_set(np.zeros((4, 4), np.uint8)), tmp_path / "b.dcm")
-    with pytest.raises(ValueError, match=r"b\.dcm: declares 16 pixels, expected 1 to 15"):
-        read_image(big, max_pixels=15)
+    with monkeypatch.context() as patch:
+        patch.setenv("SEGKIT_MAX_PIXELS", "15")
+        with pytest.raises(ValueError, match=r"b\.dcm: declares 16 pixels, expected 1 to 15"):
+            read_image(big)
     content = big.read_bytes()
     for number, cut in enumerate((140, len(content) // 2, len(content) - 3)):
         damaged = tmp_path / f"cut{number}.dcm"

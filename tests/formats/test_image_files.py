@@ -294,7 +294,8 @@ def test_the_number_of_pixels_can_be_configured(tmp_path, monkeypatch, kind):
     content = encoded(kind)
     with pytest.raises(ValueError, match=r"a\.bin: the file declares 40x64 pixels, expected 1 to 2559"):
         read(tmp_path, content)
-    assert read(tmp_path, content, limit=40 * 64).shape == PICTURE.shape
+    monkeypatch.setenv("SEGKIT_MAX_PIXELS", str(40 * 64))
+    assert read(tmp_path, content).shape == PICTURE.shape
 
 
 def test_a_png_whose_data_cannot_fill_it_or_goes_on_behind_it_is_refused(tmp_path):
