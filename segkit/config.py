@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +11,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeFloat,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -21,9 +19,8 @@ from pydantic import (
 
 from segkit.formats.files import write_whole
 from segkit.suggest import closest
-
-Line = dict[tuple[Any, ...], int]
-
+from segkit.training.settings import TrainSettings
+from segkit.yaml_text import CoreDumper, parse_yaml
 
 Side = PositiveInt
 SizeHW = Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
@@ -140,32 +137,6 @@ class ModelConfig(Section):
         return self
 
 
-class TrainConfig(Section):
-    """How long and how fast; see `segkit.training.fit.fit`."""
-
-    epochs: PositiveInt = 50
-    batch_size: PositiveInt = 8
-    lr: PositiveFloat = 1e-3
-    encoder_lr_factor: PositiveFloat | None = None
-    weight_decay: NonNegativeFloat = 0.01
-    schedule: Literal["cosine", "poly", "constant"] = "cosine"
-    warmup: float = Field(0.05, ge=0, lt=1)
-    accumulate: PositiveInt = 1
-    clip_norm: PositiveFloat | None = 1.0
-    seed: int = Field(0, ge=0)
-    monitor: Literal["pooled_iou", "pooled_dice", "per_image_iou", "per_image_dice", "val_loss"] = "pooled_iou"
-    patience: PositiveInt | None = None
-    validate_every: PositiveInt = 1
-    checkpoint_every_steps: PositiveInt | None = None
-    precision: str = "auto"
-    device: str = "auto"
-    devices: PositiveInt | Literal["auto"] = 1
-    nodes: PositiveInt = 1
-    channels_last: bool = True
-    compile: Literal["default", "reduce-overhead", "max-autotune"] | bool = False
-    workers: int | None = Field(None, ge=0)
-
-
 class Experiment(Section):
     """A whole config."""
 
@@ -174,7 +145,7 @@ class Experiment(Section):
     augment: str | list[Any] = "light"
     model: ModelConfig = ModelConfig()
     loss: str | dict[str, Any] = {"cross_entropy": 1, "dice": 1}
-    train: TrainConfig = TrainConfig()
+    train: TrainSettings = TrainSettings()
 
     @model_validator(mode="after")
     def _ranges_are_of_stored_values(self) -> Experiment:
@@ -189,7 +160,7 @@ class Experiment(Section):
     def to_yaml(self) -> str:
         """Complete and resolved, as a run folder keeps it; `read_config` reads it back."""
         values = self.model_dump(by_alias=True)
-        return yaml.dump(values, Dumper=_CoreDumper, sort_keys=False, allow_unicode=True, width=110)
+        return yaml.dump(values, Dumper=CoreDumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def read_config(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
@@ -235,73 +206,6 @@ def parse_config(text: str, path: Path, overrides: Iterable[str] = ()) -> Experi
         return Experiment.model_validate(values)
     except ValidationError as error:
         raise ValueError(_explain(error, values, places, str(path))) from None
-
-
-def parse_yaml(text: str, source: str) -> tuple[Any, Line]:
-    """Values by the YAML 1.2 core rules, and the line of each key."""
-    try:
-        node = yaml.compose(text, Loader=_CoreLoader)
-        lines: Line = {}
-        if node is not None:
-            _collect_lines(node, (), lines, source)
-        return yaml.load(text, Loader=_CoreLoader), lines
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{source}, line {mark.line + 1}" if mark is not None else source
-        raise ValueError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or error}.") from None
-
-
-class _CoreLoader(yaml.SafeLoader):
-    """YAML 1.2 core schema: only true/false are booleans, `1e-3` is a number, `010` is ten."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
-
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        text = self.construct_scalar(node)
-        return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
-
-
-_CoreLoader.add_constructor("tag:yaml.org,2002:int", _CoreLoader.construct_yaml_int)
-for _tag, _pattern, _first in (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+.0123456789",
-    ),
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("merge", r"<<", ["<"]),
-):
-    _CoreLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
-
-
-class _CoreDumper(yaml.SafeDumper):
-    """Quotes what `_CoreLoader` would read as another type."""
-
-    yaml_implicit_resolvers = _CoreLoader.yaml_implicit_resolvers
-
-    def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.Node:
-        return super().represent_sequence(tag, sequence, flow_style=True)
-
-
-def _collect_lines(node: yaml.Node, key: tuple[Any, ...], lines: Line, source: str) -> None:
-    lines[key] = node.start_mark.line + 1
-    if isinstance(node, yaml.MappingNode):
-        seen = set()
-        for name, value in node.value:
-            if not isinstance(name, yaml.ScalarNode):
-                raise ValueError(
-                    f"{source}, line {name.start_mark.line + 1}: a key is a list or a map, expected a word."
-                )
-            if name.value in seen:
-                raise ValueError(f"{source}, line {name.start_mark.line + 1}: the key `{name.value}` is given twice.")
-            seen.add(name.value)
-            _collect_lines(value, (*key, name.value), lines, source)
-            lines[(*key, name.value)] = name.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _collect_lines(value, (*key, index), lines, source)
 
 
 def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:

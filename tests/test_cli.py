@@ -17,7 +17,7 @@ from segkit.formats.codecs import open_codec
 from segkit.parts import open_part
 from tests.scenes import FORMATS, write_set
 
-MODEL = "{architecture: unet, encoder: resnet18, weights: none, options: {decoder_channels: [16, 8, 8, 8, 8]}}"
+MODEL = "{architecture: unet, encoder: tu-test_resnet, weights: none, options: {decoder_channels: [16, 8, 8, 8, 8]}}"
 MASKS = {
     "exclusive": "{format: multiclass, classes: [sky, ground, disc]}",
     "one_vs_rest": "{format: multiclass, activation: sigmoid, classes: [sky, ground, disc]}",

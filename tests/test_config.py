@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from segkit.config import parse_yaml, read_config
+from segkit.config import read_config
 from segkit.shipped import shipped_configs
+from segkit.yaml_text import parse_yaml
 
 SMALLEST = "masks: {format: binary, classes: [nucleus]}\n"
 

@@ -24,7 +24,7 @@ SCANS = {
     "c": (np.int16, 7, -900, (1.0, 0.5, 3.0)),
 }
 SHAPE = (30, 34, 4)
-MODEL = "architecture: unet, encoder: resnet18, weights: none, options: {decoder_channels: [16, 8, 8, 8, 8]}"
+MODEL = "architecture: unet, encoder: tu-test_resnet, weights: none, options: {decoder_channels: [16, 8, 8, 8, 8]}"
 
 
 def write_volumes(root: Path) -> Path:

@@ -14,7 +14,7 @@ import segkit
 PACKAGE = Path(segkit.__file__).parent
 # Each floor may use those below it and its own.
 FLOORS = (
-    {"_version", "processes", "suggest"},
+    {"_version", "processes", "suggest", "yaml_text"},
     {"formats", "ops"},
     {"data", "models", "losses", "metrics"},
     {"inference", "training", "inspection"},

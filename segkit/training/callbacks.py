@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from segkit.formats.codec import Codec
 from segkit.formats.files import write_whole
 from segkit.models.bundle import save_bundle
-from segkit.training.module import MONITORS
+from segkit.training.settings import MONITORS
 
 log = logging.getLogger("segkit")
 

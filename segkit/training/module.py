@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -22,38 +22,8 @@ from segkit.metrics.scores import Scores
 from segkit.models.segmenter import Segmenter
 from segkit.models.statistics import PixelStatistics
 from segkit.training.optimizer import build_optimizer, build_schedule
+from segkit.training.settings import MONITORS, TrainSettings
 from segkit.training.step import loss_of, training_loss
-
-MONITORS = ("pooled_iou", "pooled_dice", "per_image_iou", "per_image_dice", "val_loss")
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Everything that decides the sequence of optimizer steps.
-
-    Attributes:
-        epochs: passes over the training set.
-        batch_size: images per device and step.
-        lr: peak learning rate of decoder and head.
-        encoder_lr_factor: see `build_optimizer`.
-        weight_decay: see `build_optimizer`.
-        schedule: cosine, poly or constant.
-        warmup: share of all steps in [0, 1) over which the rate rises.
-        accumulate: batches whose gradients are added before one optimizer step.
-        seed: of sampling, augmentation and dropout.
-        workers: data loading processes; None for as many as fit the machine.
-    """
-
-    epochs: int = 50
-    batch_size: int = 8
-    lr: float = 1e-3
-    encoder_lr_factor: float | None = None
-    weight_decay: float = 0.01
-    schedule: str = "cosine"
-    warmup: float = 0.05
-    accumulate: int = 1
-    seed: int = 0
-    workers: int | None = None
 
 
 def with_clip(train: MaskDataset, statistics: PixelStatistics) -> MaskDataset:
@@ -69,8 +39,8 @@ def with_clip(train: MaskDataset, statistics: PixelStatistics) -> MaskDataset:
 class SegmentationModule(L.LightningModule):
     """Trains a `Segmenter` and scores it on validation images.
 
-    Logs `loss` per step, and per epoch `train_loss` (its mean), `val_loss` and the scores of `MONITORS`; the one
-    called `shown` stands in the progress bar. With `data_on_device` the training set lies there as a whole.
+    Logs `loss` per step, and per epoch `train_loss` (its mean), `val_loss` and the scores of `MONITORS`; the
+    monitored one stands in the progress bar. With `data_on_device` the training set lies there as a whole.
     """
 
     def __init__(
@@ -79,15 +49,13 @@ class SegmentationModule(L.LightningModule):
         loss: nn.Module,
         train: MaskDataset,
         val: MaskDataset | None,
-        schedule: Schedule,
-        shown: str = "pooled_iou",
+        settings: TrainSettings,
         data_on_device: bool = False,
     ) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
-        self.schedule = schedule
-        self.shown = shown
+        self.settings = settings
         self.counts = PixelCounts(model.format)
         # Of the epoch so far; ours, as Lightning's own means are in no checkpoint. It would look for NaN at every step.
         self.train_loss = MeanMetric(nan_strategy="disable")
@@ -100,7 +68,7 @@ class SegmentationModule(L.LightningModule):
     # Data ----------------------------------------------------------------------------------------------
 
     def train_dataloader(self) -> DataLoader | DeviceLoader:
-        plan, place = self.schedule, self.trainer.strategy.root_device
+        plan, place = self.settings, self.trainer.strategy.root_device
         train = with_clip(self._train, self.model.statistics)
         rank, world_size = self.trainer.global_rank, self.trainer.world_size
         if self._data_on_device:
@@ -118,8 +86,8 @@ class SegmentationModule(L.LightningModule):
             return []
         loader = eval_loader(
             self._val,
-            self.schedule.batch_size,
-            workers=self.schedule.workers,
+            self.settings.batch_size,
+            workers=self.settings.workers,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
         )
@@ -138,7 +106,7 @@ class SegmentationModule(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout depends on nothing else, so a resumed run draws the same, and loaders may draw what they like.
-        seed = hash((self.schedule.seed, self.current_epoch, batch_idx, self.global_rank)) & 0x7FFFFFFF
+        seed = hash((self.settings.seed, self.current_epoch, batch_idx, self.global_rank)) & 0x7FFFFFFF
         # torch.manual_seed would do this for all kinds of devices, and takes hundreds of times as long without a GPU.
         torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":
@@ -160,7 +128,7 @@ class SegmentationModule(L.LightningModule):
             self.trainer.check_val_every_n_epoch = 1
 
     def configure_optimizers(self) -> Any:
-        plan = self.schedule
+        plan = self.settings
         optimizer = build_optimizer(self.model, plan.lr, plan.encoder_lr_factor, plan.weight_decay)
         # From the loader itself: Lightning's estimated_stepping_batches would start it and disturb its state.
         batches = len(self.train_dataloader())
@@ -194,7 +162,7 @@ class SegmentationModule(L.LightningModule):
         means = self.scores.means()
         for name in MONITORS[:-1]:
             # A mean over no class at all, where every pixel is ignored, is as bad as can be.
-            self.log(name, means[name] or 0.0, prog_bar=name == self.shown)
+            self.log(name, means[name] or 0.0, prog_bar=name == self.settings.monitor)
         images = max(1, len(self._val))  # type: ignore[arg-type]
         total = torch.stack(self._val_losses).sum() if self._val_losses else torch.zeros((), device=self.device)
         self.log("val_loss", total * self.trainer.world_size / images, sync_dist=True)

@@ -98,7 +98,7 @@ class Painted(Predictor):
 
 
 def painted(format, codec):
-    network = build_model("unet", "resnet18", format, weights=None, decoder_channels=[16, 8, 8, 8, 8])
+    network = build_model("unet", "tu-test_resnet", format, weights=None, decoder_channels=[16, 8, 8, 8, 8])
     return Painted(network, open_codec(codec, format), device="cpu")
 
 
@@ -160,7 +160,9 @@ def test_slices_of_a_volume_are_images_of_their_own(tmp_path):
     voxels = np.zeros((6, 5, 3), np.float32)
     voxels[1:3, 2, 1] = 1
     nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "in" / "case.nii.gz")
-    network = build_model("unet", "resnet18", format, weights=None, decoder_channels=[16, 8, 8, 8, 8], in_channels=1)
+    network = build_model(
+        "unet", "tu-test_resnet", format, weights=None, decoder_channels=[16, 8, 8, 8, 8], in_channels=1
+    )
     predictor = Painted(network, open_codec("nifti", format), device="cpu")
     report = predictor.predict_files([tmp_path / "in"], tmp_path / "out", objects=True)
     assert (report.done, report.failed) == (3, [])

@@ -21,7 +21,7 @@ SMALL = {"decoder_channels": [16, 8, 8, 8, 8]}
 
 def model(format: MaskFormat, **options):
     torch.manual_seed(1)
-    return build_model("unet", "resnet18", format, weights=None, **SMALL, **options)
+    return build_model("unet", "tu-test_resnet", format, weights=None, **SMALL, **options)
 
 
 @pytest.mark.parametrize("kind", FORMATS)

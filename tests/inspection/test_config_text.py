@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import yaml
 
-from segkit.config import parse_config, parse_yaml, read_config, write_config
+from segkit.config import parse_config, read_config, write_config
 from segkit.experiment import train_experiment
 from segkit.formats.codecs import open_codec
 from segkit.formats.png_files import write_png
 from segkit.inspection.config_text import flow
 from segkit.parts import open_masks, open_parts
+from segkit.yaml_text import parse_yaml
 from tests.inspection.sets import blocks, look, write_masks
 from tests.scenes import FORMATS, write_set
 

@@ -22,7 +22,7 @@ SMALL = {"decoder_channels": [32, 16, 16, 8, 8]}
 
 def small_model(format: MaskFormat, seed: int = 0):
     torch.manual_seed(seed)
-    return build_model("unet", "resnet18", format, weights=None, **SMALL)
+    return build_model("unet", "tu-test_resnet", format, weights=None, **SMALL)
 
 
 def run(tmp_path, format, out="run", model=None, train=None, val=None, **options):
@@ -121,7 +121,7 @@ def test_bands_of_16_bit_images_get_the_statistics_of_the_data(tmp_path):
         tifffile.imwrite(path.with_suffix(".tif"), np.random.default_rng(0).integers(0, 4000, (40, 56, 5)).astype("u2"))
         path.unlink()
     data = type(data)(tmp_path / "t" / "images", tmp_path / "t" / "masks", data.codec)
-    model = build_model("unet", "resnet18", format, weights=None, in_channels=5, **SMALL)
+    model = build_model("unet", "tu-test_resnet", format, weights=None, in_channels=5, **SMALL)
     run(tmp_path, format, model=model, train=data)
     assert model.statistics.dtype == "uint16"
     assert model.statistics.mean[0] == pytest.approx(2000, rel=0.05)
@@ -132,9 +132,9 @@ def test_bands_of_16_bit_images_get_the_statistics_of_the_data(tmp_path):
     ("options", "message"),
     [
         ({"monitor": "iou"}, "monitor is 'iou'"),
-        ({"epoch": 3}, "epoch"),
+        ({"epoch": 3}, "Did you mean .epochs"),
         ({"resume": True}, "nothing to resume"),
-        ({"schedule": "linear"}, "unknown schedule"),
+        ({"schedule": "linear"}, "schedule is .linear., expected"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(tmp_path, options, message):
@@ -198,7 +198,7 @@ def test_a_monitor_that_is_never_a_number_keeps_the_last_weights(tmp_path, caplo
 
 
 def test_bands_that_do_not_fit_are_named_before_anything_is_written(tmp_path):
-    model = build_model("unet", "resnet18", FORMATS["binary"], weights=None, in_channels=5, **SMALL)
+    model = build_model("unet", "tu-test_resnet", FORMATS["binary"], weights=None, in_channels=5, **SMALL)
     with pytest.raises(ValueError, match="3 bands, the model takes 5"):
         run(tmp_path, FORMATS["binary"], model=model)
     assert not (tmp_path / "run").exists()
@@ -339,7 +339,9 @@ def write_hot_set(root):
 
 def windowed_model(seed=0):
     torch.manual_seed(seed)
-    return build_model("unet", "resnet18", FORMATS["binary"], weights=None, in_channels=1, window=[60, 140], **SMALL)
+    return build_model(
+        "unet", "tu-test_resnet", FORMATS["binary"], weights=None, in_channels=1, window=[60, 140], **SMALL
+    )
 
 
 @pytest.mark.parametrize("on_device", [False, True])

@@ -9,7 +9,7 @@ from tests.scenes import FORMATS
 
 
 def model():
-    return build_model("unet", "resnet18", FORMATS["binary"], weights=None, decoder_channels=[16, 8, 8, 8, 8])
+    return build_model("unet", "tu-test_resnet", FORMATS["binary"], weights=None, decoder_channels=[16, 8, 8, 8, 8])
 
 
 def test_every_parameter_is_in_one_group_and_the_encoder_learns_more_slowly():
