@@ -33,6 +33,7 @@ from segkit.training.checkpoint import DurableFiles, RunCheckpoint, clear_leftov
 from segkit.training.compiling import CompiledTraining, check_one_size, compile_mode, leave_uncompiled
 from segkit.training.engine import determinism_restored, quiet_lightning
 from segkit.training.environment import describe_environment
+from segkit.training.freezing import FrozenEncoder
 from segkit.training.module import SegmentationModule
 from segkit.training.named_optimizers import check_optimizer
 from segkit.training.preemption import AGAIN, Preempted
@@ -130,6 +131,8 @@ def fit(
         extra.append(EarlyStopping(chosen.monitor, patience=chosen.patience, mode=direction))
     if mode is not None:
         extra.append(CompiledTraining(model.network, mode))
+    if chosen.freeze_encoder_epochs:
+        extra.append(FrozenEncoder(model, chosen.freeze_encoder_epochs))
     if averaged is not None:
         extra.append(averaged)  # after all that look at what was validated
     show = sys.stderr.isatty() if progress is None else progress
