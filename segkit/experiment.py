@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def train_experiment(
     from segkit.data.device_data import device_augment
     from segkit.inference.evaluate import evaluate
     from segkit.losses.build import build_loss
-    from segkit.training.class_balance import without_balance
+    from segkit.training.class_balance import focus_on_rare, waits_for_counts, without_balance
     from segkit.training.compiling import check_one_size
     from segkit.training.fit import fit, fit_pixel_statistics, refuse_used_folder
 
@@ -91,6 +92,9 @@ def train_experiment(
     if not resume and is_main_process():
         verify(parts, config, counted)
     config = balanced(config, parts.train, tell, counted)
+    if waits_for_counts(parts.train):
+        with counted("counting rare classes") as update:
+            parts = replace(parts, train=focus_on_rare(parts.train, update))
     loss = build_loss(config.loss, codec.format)
     model = build(config, codec, parts)
     if not resume:

@@ -29,6 +29,7 @@ from segkit.models.devices import has_bfloat16, pick_device
 from segkit.models.segmenter import FEW, Segmenter
 from segkit.training.callbacks import BestBundle, EpochBar, EpochLines, MetricsFile, lower_is_better
 from segkit.training.checkpoint import DurableFiles, RunCheckpoint, clear_leftovers
+from segkit.training.class_balance import focus_on_rare
 from segkit.training.compiling import CompiledTraining, check_one_size, compile_mode, leave_uncompiled
 from segkit.training.engine import determinism_restored, quiet_lightning
 from segkit.training.environment import describe_environment
@@ -102,6 +103,7 @@ def fit(
         check_one_size(train)
     if data_on_device:
         device_augment(train)
+    train = focus_on_rare(train)
     model.reading = train.reading.for_new_images()
     if val is not None:
         check_normalize(model, val)
