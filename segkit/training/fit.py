@@ -27,6 +27,7 @@ from segkit.metrics.scores import Scores
 from segkit.models.bundle import load_weights
 from segkit.models.devices import has_bfloat16, pick_device
 from segkit.models.segmenter import FEW, Segmenter
+from segkit.training.averaging import AveragedWeights
 from segkit.training.callbacks import BestBundle, EpochBar, EpochLines, MetricsFile, lower_is_better
 from segkit.training.checkpoint import DurableFiles, RunCheckpoint, clear_leftovers
 from segkit.training.class_balance import focus_on_rare
@@ -117,7 +118,8 @@ def fit(
         model.to(memory_format=torch.channels_last)
     loss = build_loss({"cross_entropy": 1, "dice": 1}, model.format) if loss is None else loss
     module = SegmentationModule(model, loss, train, val, chosen, data_on_device=data_on_device)
-    best = BestBundle(out / "model", train.codec, chosen.monitor if val is not None else None)
+    averaged = None if chosen.ema is None else AveragedWeights(model.network, chosen.ema)
+    best = BestBundle(out / "model", train.codec, chosen.monitor if val is not None else None, averaged)
     extra = [*callbacks, best, MetricsFile(out / "metrics.csv"), EpochLines(best, tell)]
     # Lightning runs checkpoint callbacks last, so the states of the others are in it.
     files = DurableFiles()
@@ -127,6 +129,8 @@ def fit(
         extra.append(EarlyStopping(chosen.monitor, patience=chosen.patience, mode=direction))
     if mode is not None:
         extra.append(CompiledTraining(model.network, mode))
+    if averaged is not None:
+        extra.append(averaged)  # after all that look at what was validated
     show = sys.stderr.isatty() if progress is None else progress
     if show:
         extra.append(EpochBar())

@@ -22,6 +22,8 @@ class TrainSettings(BaseModel):
         weight_decay: see `build_optimizer`.
         schedule: how the rate falls after the warm-up, see `segkit.training.optimizer`.
         warmup: share of all steps in [0, 1) over which the rate rises.
+        ema: decay in [0, 1) per step of an average of the weights, which is validated and kept in their place, see
+            `segkit.training.averaging`; None for no average.
         accumulate: batches whose gradients are added before one optimizer step.
         clip_norm: largest norm of the gradient, None for no limit.
         seed: of sampling, augmentation and dropout.
@@ -48,6 +50,7 @@ class TrainSettings(BaseModel):
     weight_decay: NonNegativeFloat = 0.01
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
     warmup: float = Field(0.05, ge=0, lt=1)
+    ema: float | None = Field(None, ge=0, lt=1)
     accumulate: PositiveInt = 1
     clip_norm: PositiveFloat | None = 1.0
     seed: int = Field(0, ge=0)
