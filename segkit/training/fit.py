@@ -113,11 +113,11 @@ def fit(
     if not resume:
         refuse_used_folder(out)
         fit_pixel_statistics(model, train)
-    out.mkdir(parents=True, exist_ok=True)
     if chosen.channels_last:
         model.to(memory_format=torch.channels_last)
     loss = build_loss({"cross_entropy": 1, "dice": 1}, model.format) if loss is None else loss
     module = SegmentationModule(model, loss, train, val, chosen, data_on_device=data_on_device)
+    out.mkdir(parents=True, exist_ok=True)
     averaged = None if chosen.ema is None else AveragedWeights(model.network, chosen.ema)
     best = BestBundle(out / "model", train.codec, chosen.monitor if val is not None else None, averaged)
     extra = [*callbacks, best, MetricsFile(out / "metrics.csv"), EpochLines(best, tell)]
