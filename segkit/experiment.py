@@ -70,6 +70,7 @@ def train_experiment(
     from segkit.data.device_data import device_augment
     from segkit.inference.evaluate import evaluate
     from segkit.losses.build import build_loss
+    from segkit.training.auxiliary import check_supervision
     from segkit.training.class_balance import focus_on_rare, waits_for_counts, without_balance
     from segkit.training.compiling import check_one_size
     from segkit.training.fit import fit, fit_pixel_statistics, refuse_used_folder
@@ -99,6 +100,8 @@ def train_experiment(
             parts = replace(parts, train=focus_on_rare(parts.train, update))
     loss = build_loss(config.loss, codec.format)
     model = build(config, codec, parts)
+    if config.train.deep_supervision is not None:
+        check_supervision(model)
     if not resume:
         fit_pixel_statistics(model, parts.train)
     out.mkdir(parents=True, exist_ok=True)

@@ -169,6 +169,8 @@ def fit(
             raise KeyboardInterrupt from None  # Lightning ends so after Ctrl-C
         finally:
             leave_uncompiled(model.network)
+            if module.auxiliary is not None:
+                module.auxiliary.release()
     # Only the first process wrote the bundle; the others read it when it is whole.
     trainer.strategy.barrier()
     load_weights(model, out / "model")

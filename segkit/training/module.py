@@ -21,6 +21,7 @@ from segkit.metrics.counts import PixelCounts
 from segkit.metrics.scores import Scores
 from segkit.models.segmenter import Segmenter
 from segkit.models.statistics import PixelStatistics
+from segkit.training.auxiliary import AuxiliaryHeads
 from segkit.training.mixing import Mixer
 from segkit.training.optimizer import build_optimizer, build_schedule
 from segkit.training.settings import MONITORS, TrainSettings
@@ -57,6 +58,8 @@ class SegmentationModule(L.LightningModule):
         self.model = model
         self.loss = loss
         self.settings = settings
+        weight = settings.deep_supervision
+        self.auxiliary = None if weight is None else AuxiliaryHeads(model, weight, settings.seed)
         self.mixer = Mixer(settings.mix, model.format, settings.seed)
         self.counts = PixelCounts(model.format)
         # Of the epoch so far; ours, as Lightning's own means are in no checkpoint. It would look for NaN at every step.
@@ -117,7 +120,7 @@ class SegmentationModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         key = self.current_epoch, batch_idx, self.global_rank
         images, target = self.mixer(batch.images, batch.target, key)
-        loss = training_loss(self.model, self.loss, images, target)
+        loss = training_loss(self.model, self.loss, images, target, self.auxiliary)
         self.log("loss", loss.detach(), prog_bar=True)
         # Filled on the device: a number would be copied there, which waits for all that it computes.
         self.train_loss.update(loss.detach(), torch.full_like(loss, len(batch), requires_grad=False))
@@ -134,6 +137,8 @@ class SegmentationModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         plan = self.settings
         optimizer = build_optimizer(self.model, plan.lr, plan.encoder_lr_factor, plan.weight_decay)
+        if self.auxiliary is not None:
+            self.auxiliary.join(optimizer, plan.lr, plan.weight_decay)
         # From the loader itself: Lightning's estimated_stepping_batches would start it and disturb its state.
         batches = len(self.train_dataloader())
         steps = -(-batches // plan.accumulate) * plan.epochs

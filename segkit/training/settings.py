@@ -67,6 +67,8 @@ class TrainSettings(BaseModel):
         clip_norm: largest norm of the gradient, None for no limit.
         seed: of sampling, augmentation and dropout.
         mix: share of the batches that are mixed by `cutmix`, `classmix` or `copy_paste`; see `MixSettings`.
+        deep_supervision: weight of the losses of auxiliary heads inside the network, all together, beside 1 for its own
+            logits, see `segkit.training.auxiliary`; None for no such heads.
         monitor: one of `MONITORS`, decides which epoch is best.
         patience: stop after so many validations without improvement; None never stops early.
         validate_every: epochs from one validation to the next.
@@ -95,6 +97,7 @@ class TrainSettings(BaseModel):
     clip_norm: PositiveFloat | None = 1.0
     seed: int = Field(0, ge=0)
     mix: MixSettings | None = None
+    deep_supervision: PositiveFloat | None = None
     monitor: Literal["pooled_iou", "pooled_dice", "per_image_iou", "per_image_dice", "val_loss"] = "pooled_iou"
     patience: PositiveInt | None = None
     validate_every: PositiveInt = 1
