@@ -30,6 +30,7 @@ from segkit.models.segmenter import FEW, Segmenter
 from segkit.training.averaging import AveragedWeights
 from segkit.training.callbacks import BestBundle, EpochBar, EpochLines, MetricsFile, lower_is_better
 from segkit.training.checkpoint import DurableFiles, RunCheckpoint, clear_leftovers
+from segkit.training.class_balance import focus_on_rare
 from segkit.training.compiling import CompiledTraining, check_one_size, compile_mode, leave_uncompiled
 from segkit.training.engine import determinism_restored, quiet_lightning
 from segkit.training.environment import describe_environment
@@ -105,6 +106,7 @@ def fit(
         check_one_size(train)
     if data_on_device:
         device_augment(train)
+    train = focus_on_rare(train)
     model.reading = train.reading.for_new_images()
     if val is not None:
         check_normalize(model, val)
@@ -113,12 +115,12 @@ def fit(
     if not resume:
         refuse_used_folder(out)
         fit_pixel_statistics(model, train)
-    out.mkdir(parents=True, exist_ok=True)
     if chosen.channels_last:
         model.to(memory_format=torch.channels_last)
     model.train()  # one that was loaded to predict normalises with the statistics it has, and would not learn them
     loss = build_loss({"cross_entropy": 1, "dice": 1}, model.format) if loss is None else loss
     module = SegmentationModule(model, loss, train, val, chosen, data_on_device=data_on_device)
+    out.mkdir(parents=True, exist_ok=True)
     averaged = None if chosen.ema is None else AveragedWeights(model.network, chosen.ema)
     best = BestBundle(out / "model", train.codec, chosen.monitor if val is not None else None, averaged)
     extra = [*callbacks, best, MetricsFile(out / "metrics.csv"), EpochLines(best, tell)]
@@ -170,6 +172,8 @@ def fit(
             raise KeyboardInterrupt from None  # Lightning ends so after Ctrl-C
         finally:
             leave_uncompiled(model.network)
+            if module.auxiliary is not None:
+                module.auxiliary.release()
     # Only the first process wrote the bundle; the others read it when it is whole.
     trainer.strategy.barrier()
     load_weights(model, out / "model")
