@@ -238,8 +238,8 @@ def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
     for part in key[:-1]:
         below = place.get(part)
         if not isinstance(below, dict):
-            # `masks.codec: index_png` is short for `{name: index_png}`, to which options may be added.
-            below = {"name": below} if isinstance(below, str) and part == "codec" else {}
+            # `codec: index_png` is short for `{name: index_png}`, to which options may be added; `optimizer` alike.
+            below = {"name": below} if isinstance(below, str) and part in ("codec", "optimizer") else {}
             place[part] = below
         place = below
     place[key[-1]] = value

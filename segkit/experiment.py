@@ -75,6 +75,7 @@ def train_experiment(
     from segkit.training.compiling import check_one_size
     from segkit.training.fit import fit, fit_pixel_statistics, refuse_used_folder
     from segkit.training.mixing import Mixer
+    from segkit.training.named_optimizers import check_optimizer
 
     if not resume:
         refuse_used_folder(out)
@@ -82,6 +83,7 @@ def train_experiment(
     counted = progress if progress is not None else silent_progress
     codec = open_masks(config)
     build_loss(without_balance(config.loss, codec.format), codec.format)  # what is wrong with it is told at once
+    check_optimizer(config.train.optimizer)
     Mixer(config.train.mix, codec.format, config.train.seed)
     if not is_main_process():
         tell, counted = (lambda line: None), silent_progress

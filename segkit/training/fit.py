@@ -35,6 +35,7 @@ from segkit.training.compiling import CompiledTraining, check_one_size, compile_
 from segkit.training.engine import determinism_restored, quiet_lightning
 from segkit.training.environment import describe_environment
 from segkit.training.module import SegmentationModule
+from segkit.training.named_optimizers import check_optimizer
 from segkit.training.preemption import AGAIN, Preempted
 from segkit.training.settings import train_settings
 
@@ -99,6 +100,7 @@ def fit(
     chosen = train_settings(**settings)
     out, place = Path(out), pick_device(chosen.device)
     _check_formats(model, train, val)
+    check_optimizer(chosen.optimizer)
     mode = compile_mode(chosen.compile)
     if mode is not None:
         check_one_size(train)
@@ -115,6 +117,7 @@ def fit(
         fit_pixel_statistics(model, train)
     if chosen.channels_last:
         model.to(memory_format=torch.channels_last)
+    model.train()  # one that was loaded to predict normalises with the statistics it has, and would not learn them
     loss = build_loss({"cross_entropy": 1, "dice": 1}, model.format) if loss is None else loss
     module = SegmentationModule(model, loss, train, val, chosen, data_on_device=data_on_device)
     out.mkdir(parents=True, exist_ok=True)

@@ -57,10 +57,12 @@ class TrainSettings(BaseModel):
         epochs: passes over the training set.
         batch_size: images per device and step.
         lr: peak learning rate of decoder and head.
+        optimizer: name of an optimizer of torch or timm, or a mapping of `name` and options, see `make_optimizer`.
         encoder_lr_factor: see `build_optimizer`.
+        layer_decay: in (0, 1], see `build_optimizer`; None for one rate in the whole encoder.
         weight_decay: see `build_optimizer`.
-        schedule: how the rate falls after the warm-up, see `segkit.training.optimizer`.
-        warmup: share of all steps in [0, 1) over which the rate rises.
+        schedule: how the rate falls after the warm-up, see `build_schedule`.
+        warmup: share of all steps in [0, 1) over which the rate rises; None is 0.3 for `one_cycle`, else 0.05.
         ema: decay in [0, 1) per step of an average of the weights, which is validated and kept in their place, see
             `segkit.training.averaging`; None for no average.
         accumulate: batches whose gradients are added before one optimizer step.
@@ -88,10 +90,12 @@ class TrainSettings(BaseModel):
     epochs: PositiveInt = 50
     batch_size: PositiveInt = 8
     lr: PositiveFloat = 1e-3
+    optimizer: str | dict[str, Any] = "adamw"
     encoder_lr_factor: PositiveFloat | None = None
+    layer_decay: float | None = Field(None, gt=0, le=1)
     weight_decay: NonNegativeFloat = 0.01
-    schedule: Literal["cosine", "poly", "constant"] = "cosine"
-    warmup: float = Field(0.05, ge=0, lt=1)
+    schedule: Literal["cosine", "poly", "constant", "one_cycle"] = "cosine"
+    warmup: float | None = Field(None, ge=0, lt=1)
     ema: float | None = Field(None, ge=0, lt=1)
     accumulate: PositiveInt = 1
     clip_norm: PositiveFloat | None = 1.0
