@@ -135,7 +135,7 @@ def resume_experiment(run: Path, *, tell: Callable[[str], None] = print, progres
         return None
     config = read_config(run / "config.yaml")
     begun = (run / "checkpoints" / "last.ckpt").is_file()
-    if not begun:  # stopped before the first checkpoint was whole: starts anew
+    if not begun and is_main_process():  # stopped before the first checkpoint was whole: starts anew
         for folder in (run / "checkpoints", run / "model", *run.glob(".model-*")):
             shutil.rmtree(folder, ignore_errors=True)
     return train_experiment(config, run, resume=begun, tell=tell, progress=progress)

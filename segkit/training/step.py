@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from segkit.ops.upsample import CoarseLogits
@@ -27,6 +29,15 @@ def training_loss(model: nn.Module, loss: Callable[..., Tensor], images: Tensor,
     if hasattr(getattr(model, "module", model), "coarse_logits"):
         return loss_of(loss, model(images, coarse=True), target)
     return loss(model(images), target)
+
+
+def image_losses(loss: Callable[..., Tensor], logits: CoarseLogits, target: Tensor) -> Tensor:
+    """(N,) loss of each image alone, which does not depend on the images that it is in a batch with.
+
+    The loss of a batch does: Dice pools its pixels, cross entropy divides by its valid ones.
+    """
+    each = (replace(logits, values=logits.values[i : i + 1]) for i in range(len(target)))
+    return torch.stack([loss_of(loss, one, target[i : i + 1]).detach() for i, one in enumerate(each)])
 
 
 def loss_of(loss: Callable[..., Tensor], logits: CoarseLogits, target: Tensor) -> Tensor:
