@@ -26,15 +26,18 @@ from segkit.metrics.scores import Scores
 from segkit.models.bundle import load_weights
 from segkit.models.devices import has_bfloat16, pick_device
 from segkit.models.segmenter import FEW, Segmenter
-from segkit.processes import OthersEnded, is_main_process
+from segkit.processes import is_main_process
+from segkit.training.averaging import AveragedWeights
 from segkit.training.callbacks import BestBundle, EpochBar, EpochLines, MetricsFile, lower_is_better
 from segkit.training.checkpoint import DurableFiles, RunCheckpoint, clear_leftovers
+from segkit.training.class_balance import focus_on_rare
 from segkit.training.compiling import CompiledTraining, check_one_size, compile_mode, leave_uncompiled
 from segkit.training.distributed import count_processes, environments, model_to_train, pick_strategy
 from segkit.training.engine import determinism_restored, quiet_lightning
 from segkit.training.environment import describe_environment
-from segkit.training.launching import lost_others
+from segkit.training.launching import others_may_end
 from segkit.training.module import SegmentationModule
+from segkit.training.named_optimizers import check_optimizer
 from segkit.training.preemption import AGAIN, Preempted
 from segkit.training.settings import train_settings
 
@@ -99,11 +102,13 @@ def fit(
     chosen = train_settings(**settings)
     out, place = Path(out), pick_device(chosen.device)
     _check_formats(model, train, val)
+    check_optimizer(chosen.optimizer)
     mode = compile_mode(chosen.compile)
     if mode is not None:
         check_one_size(train)
     if data_on_device:
         device_augment(train)
+    train = focus_on_rare(train)
     model.reading = train.reading.for_new_images()
     if val is not None:
         check_normalize(model, val)
@@ -114,13 +119,15 @@ def fit(
     if not resume:
         refuse_used_folder(out)
         fit_pixel_statistics(model, train)
-    out.mkdir(parents=True, exist_ok=True)
     if chosen.channels_last:
         model.to(memory_format=torch.channels_last)
+    model.train()  # one that was loaded to predict normalises with the statistics it has, and would not learn them
     trained = model_to_train(model, chosen, processes)
     loss = build_loss({"cross_entropy": 1, "dice": 1}, model.format) if loss is None else loss
     module = SegmentationModule(trained, loss, train, val, chosen, data_on_device=data_on_device)
-    best = BestBundle(out / "model", train.codec, chosen.monitor if val is not None else None)
+    out.mkdir(parents=True, exist_ok=True)
+    averaged = None if chosen.ema is None else AveragedWeights(trained.network, chosen.ema)
+    best = BestBundle(out / "model", train.codec, chosen.monitor if val is not None else None, averaged)
     extra = [*callbacks, best, MetricsFile(out / "metrics.csv"), EpochLines(best, tell)]
     # Lightning runs checkpoint callbacks last, so the states of the others are in it.
     files = DurableFiles()
@@ -130,10 +137,12 @@ def fit(
         extra.append(EarlyStopping(chosen.monitor, patience=chosen.patience, mode=direction))
     if mode is not None:
         extra.append(CompiledTraining(trained.network, mode))
+    if averaged is not None:
+        extra.append(averaged)  # after all that look at what was validated
     show = sys.stderr.isatty() if progress is None else progress
     if show:
         extra.append(EpochBar())
-    with quiet_lightning(), determinism_restored():
+    with quiet_lightning(), determinism_restored(), others_may_end():
         trainer = L.Trainer(
             accelerator={"cuda": "gpu"}.get(place.type, place.type),
             devices=processes.devices,
@@ -163,21 +172,16 @@ def fit(
             trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
         except SIGTERMException:  # that came before the first step
             raise Preempted from None
-        except RuntimeError as error:
-            if lost_others(error):
-                raise OthersEnded(
-                    f"process {trainer.global_rank} of {trainer.world_size} ends, as another one has ended; its own "
-                    f"message says why ({str(error).splitlines()[0]})"
-                ) from None
-            raise
         except SystemExit as stop:
             if stop.code == AGAIN:
                 raise
             raise KeyboardInterrupt from None  # Lightning ends so after Ctrl-C
         finally:
             leave_uncompiled(trained.network)
-    # Only the first process wrote the bundle; the others read it when it is whole.
-    trainer.strategy.barrier()
+            if module.auxiliary is not None:
+                module.auxiliary.release()
+        # Only the first process wrote the bundle; the others read it when it is whole.
+        trainer.strategy.barrier()
     load_weights(model, out / "model")
     model.statistics = trained.statistics
     model.eval()

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
@@ -73,6 +74,22 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         print(f"segkit: process {number} of this run ended with code {failed.returncode}; so do all.", file=sys.stderr)
         sys.stderr.flush()
         os._exit(1)
+
+
+@contextmanager
+def others_may_end() -> Iterator[None]:
+    """What a collective says when another process is gone becomes one line.
+
+    Raises:
+        OthersEnded: in its place.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not lost_others(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise OthersEnded(f"another process of this run has ended; its own message says why ({reason})") from None
 
 
 def lost_others(error: BaseException) -> bool:

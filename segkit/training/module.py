@@ -21,7 +21,9 @@ from segkit.metrics.counts import PixelCounts
 from segkit.metrics.scores import Scores
 from segkit.models.segmenter import Segmenter
 from segkit.models.statistics import PixelStatistics
+from segkit.training.auxiliary import AuxiliaryHeads
 from segkit.training.distributed import share_buffers
+from segkit.training.mixing import Mixer
 from segkit.training.optimizer import build_optimizer, build_schedule
 from segkit.training.settings import MONITORS, TrainSettings
 from segkit.training.sharding import ShardedStrategy, hold_shares, hold_whole, shard
@@ -58,6 +60,9 @@ class SegmentationModule(L.LightningModule):
         self.model = model
         self.loss = loss
         self.settings = settings
+        weight = settings.deep_supervision
+        self.auxiliary = None if weight is None else AuxiliaryHeads(model, weight, settings.seed)
+        self.mixer = Mixer(settings.mix, model.format, settings.seed)
         self.counts = PixelCounts(model.format)
         # Of the epoch so far; ours, as Lightning's own means are in no checkpoint. It would look for NaN at every step.
         self.train_loss = MeanMetric(nan_strategy="disable")
@@ -120,7 +125,9 @@ class SegmentationModule(L.LightningModule):
             torch.get_device_module(self.device).manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = training_loss(self.model, self.loss, batch.images, batch.target)
+        key = self.current_epoch, batch_idx, self.global_rank
+        images, target = self.mixer(batch.images, batch.target, key)
+        loss = training_loss(self.model, self.loss, images, target, self.auxiliary)
         self.log("loss", loss.detach(), prog_bar=True)
         # Filled on the device: a number would be copied there, which waits for all that it computes.
         self.train_loss.update(loss.detach(), torch.full_like(loss, len(batch), requires_grad=False))
@@ -136,11 +143,14 @@ class SegmentationModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         plan = self.settings
-        optimizer = build_optimizer(self.model, plan.lr, plan.encoder_lr_factor, plan.weight_decay)
+        rates = {"encoder_lr_factor": plan.encoder_lr_factor, "layer_decay": plan.layer_decay}
+        optimizer = build_optimizer(self.model, plan.lr, weight_decay=plan.weight_decay, name=plan.optimizer, **rates)
+        if self.auxiliary is not None:
+            self.auxiliary.join(optimizer, plan.lr, plan.weight_decay)
         # From the loader itself: Lightning's estimated_stepping_batches would start it and disturb its state.
         batches = len(self.train_dataloader())
         steps = -(-batches // plan.accumulate) * plan.epochs
-        scheduler = build_schedule(optimizer, plan.schedule, steps, round(plan.warmup * steps))
+        scheduler = build_schedule(optimizer, plan.schedule, steps, plan.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -19,6 +19,8 @@ from segkit.training.settings import TrainSettings
 
 # Parameters of a block that is gathered as a whole; smaller ones would cost more messages than memory.
 _BLOCK = 1_000_000
+# What Lightning's strategy computes in.
+_PRECISIONS = ("32-true", "bf16-mixed", "bf16-true", "16-true")
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -38,8 +40,14 @@ def check_sharding(settings: TrainSettings) -> None:
     Raises:
         ValueError: names the setting.
     """
-    if settings.compile:
-        raise ValueError("strategy fsdp and compile do not go together: leave `compile` away, or take `strategy: ddp`.")
+    for name in ("compile", "ema", "deep_supervision"):
+        if getattr(settings, name) not in (None, False):
+            raise ValueError(
+                f"strategy is fsdp, which shares out the weights, and {name} needs them whole: take `strategy: ddp`, "
+                f"or leave `{name}` out."
+            )
+    if settings.precision not in ("auto", *_PRECISIONS):
+        raise ValueError(f"precision is {settings.precision!r}: expected with fsdp {', '.join(_PRECISIONS)} or auto.")
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:

@@ -28,7 +28,10 @@ OPTIONS = {"epochs": 3, "batch_size": 2, "lr": 3e-3, "workers": 0, "device": "cp
 CASES = {
     "plain": {},
     "accumulate": {"accumulate": 2},
+    "ema": {"ema": 0.9, "accumulate": 2},
+    "one cycle": {"schedule": "one_cycle", "optimizer": "muon", "layer_decay": 0.7},
     "on device": {"data_on_device": True},
+    "mixed and supervised": {"mix": {"cutmix": 0.4, "classmix": 0.4}, "deep_supervision": 0.4},
     "rare validation": {"validate_every": 3, "epochs": 4},
 }
 
@@ -135,6 +138,13 @@ def test_a_validation_that_was_stopped_is_done_again_without_training(tmp_path, 
     seen = At(None, kill)
     train(tmp_path / "run", data, seen, resume=True, epochs=2)
     assert seen.seen == [("val", 1, 0), ("val", 1, 1)]
+
+
+def test_a_run_stopped_while_averaged_weights_are_validated_goes_on_with_its_own(tmp_path, data):
+    whole = train(tmp_path / "whole", data, epochs=2, ema=0.9)
+    with pytest.raises(Preempted):
+        train(tmp_path / "cut", data, At(("val", 0, 1), terminate), epochs=2, ema=0.9)
+    assert_same(train(tmp_path / "cut", data, resume=True, epochs=2, ema=0.9), whole)
 
 
 def test_a_checkpoint_that_is_half_written_is_no_checkpoint(tmp_path, data, monkeypatch):
