@@ -183,13 +183,19 @@ def eval_loader(
     world_size: int = 1,
     start_method: str | None = None,
 ) -> DataLoader:
-    """Lists of batches, one for each size among the next `batch_size` samples; every sample once over all ranks."""
+    """Lists of batches, one for each size among the next `batch_size` samples; every sample once over all ranks.
+
+    A rank without samples gets one empty list.
+    """
     check_batch_size(batch_size)
     sampler = SeededSampler(len(ds), 0, False, rank, world_size, even=False)
+    order: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler}
+    if len(sampler) == 0:
+        # Lightning would leave the whole validation out, in which the other ranks wait for this one.
+        order = {"batch_sampler": [[]]}
     return DataLoader(
         Numbered(ds),
-        batch_size=batch_size,
-        sampler=sampler,
+        **order,
         collate_fn=group_by_size,
         **_process_options(workers, world_size, start_method, persistent=False),
     )

@@ -88,7 +88,7 @@ def others_may_end() -> Iterator[None]:
     except RuntimeError as error:
         if not lost_others(error):
             raise
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(" This is typically")[0]
         raise OthersEnded(f"another process of this run has ended; its own message says why ({reason})") from None
 
 
