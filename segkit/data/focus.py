@@ -27,6 +27,8 @@ _SHARE = 0.33
 _MIDDLE = (0.25, 0.75)
 # Pixels of a class of an image that `KeptPixels` remembers: 2 KiB.
 _KEPT = 512
+# From here on float32, in which OpenCV gives a histogram, leaves numbers out.
+_EXACT = 2**24
 # Draws of a focus are apart from those of the augmentation, which stay as they are without one.
 _STREAM = 1
 
@@ -136,12 +138,8 @@ def build_focus(spec: float | Mapping[str, Any] | None, format: MaskFormat) -> F
     share, classes = spec.get("share", _SHARE), spec.get("classes", FOREGROUND)
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share <= 1:
         raise ValueError(f"focus has share {share!r}: expected a number above 0, at most 1.")
-    if isinstance(classes, str) and classes not in (FOREGROUND, RARE):
-        raise ValueError(f"focus is on {classes!r}: expected {FOREGROUND}, {RARE} or a list of class names.")
     try:
-        members = {FOREGROUND: lambda: foreground(format), RARE: lambda: parse_members(None, format)}.get(
-            classes if isinstance(classes, str) else "", lambda: parse_members(classes, format)
-        )()
+        members = _members(classes, format)
     except ValueError as error:
         raise ValueError(f"focus: {error}") from None
     weights = None if classes == RARE else (1.0,) * len(members)
@@ -162,9 +160,8 @@ class PlanePixels:
 
     def count(self, number: int) -> int:
         """See `ClassPixels`."""
-        if self._values is not None:
-            return int(self._values[self._marks[number][1]])
-        return int(self._rows(number).sum())
+        count = _EXACT if self._values is None else int(self._values[self._marks[number][1]])
+        return count if count < _EXACT else int(self._rows(number).sum())
 
     def pixel(self, number: int, k: int) -> tuple[int, int]:
         """See `ClassPixels`."""
@@ -224,3 +221,11 @@ class KeptPixels:
         """See `ClassPixels`."""
         row, column = self._pixels[number][k].tolist()
         return row, column
+
+
+def _members(classes: Any, format: MaskFormat) -> list[int]:
+    if classes == FOREGROUND:
+        return foreground(format)
+    if isinstance(classes, str) and classes != RARE:
+        raise ValueError(f"classes is {classes!r}: expected {FOREGROUND}, {RARE} or a list of class names.")
+    return parse_members(None if classes == RARE else classes, format)

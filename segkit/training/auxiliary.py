@@ -80,12 +80,6 @@ class AuxiliaryHeads(nn.Module):
             terms.append(weight * loss_of(loss, coarse, target))
         return torch.stack(terms).sum()
 
-    def join(self, optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
-        """Let `optimizer` train the heads: at the rate of decoder and head, decay for convolutions alone."""
-        for matrices, decay in ((True, weight_decay), (False, 0.0)):
-            own = [p for p in self.parameters() if (p.ndim > 1) == matrices]
-            optimizer.add_param_group({"params": own, "lr": lr, "weight_decay": decay})
-
     def release(self) -> None:
         """Leave the network as it was before."""
         for hook in self._hooks:

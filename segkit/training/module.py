@@ -143,10 +143,15 @@ class SegmentationModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         plan = self.settings
-        rates = {"encoder_lr_factor": plan.encoder_lr_factor, "layer_decay": plan.layer_decay}
-        optimizer = build_optimizer(self.model, plan.lr, weight_decay=plan.weight_decay, name=plan.optimizer, **rates)
-        if self.auxiliary is not None:
-            self.auxiliary.join(optimizer, plan.lr, plan.weight_decay)
+        optimizer = build_optimizer(
+            self.model,
+            plan.lr,
+            plan.encoder_lr_factor,
+            plan.weight_decay,
+            name=plan.optimizer,
+            layer_decay=plan.layer_decay,
+            beside=self.auxiliary.parameters() if self.auxiliary is not None else (),
+        )
         # From the loader itself: Lightning's estimated_stepping_batches would start it and disturb its state.
         batches = len(self.train_dataloader())
         steps = -(-batches // plan.accumulate) * plan.epochs

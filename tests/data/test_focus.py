@@ -120,6 +120,13 @@ def test_classes_are_counted_and_found_by_hand(format):
         assert [pixels.pixel(rare, k) for k in (0, 4, 6, 11)] == [(0, 0), (1, 1), (70, 100), (71, 102)]
 
 
+def test_of_more_pixels_than_float32_counts_the_last_is_found():
+    planes = np.ones((4097, 4097, 1), np.uint8)
+    pixels = PlanePixels(planes, build_focus(1, EXCLUSIVE).marks)
+    assert pixels.count(1) == 4097**2
+    assert pixels.pixel(1, 4097**2 - 1) == (4096, 4096)
+
+
 def test_on_the_device_crops_hold_the_class_and_lie_where_they_lie_on_the_cpu():
     sample = sample_of(EXCLUSIVE)
     augment = build_augment("none", EXCLUSIVE, 24, focus={"share": 1, "classes": ["rare"]})
@@ -191,7 +198,7 @@ def test_windows_lie_where_they_should(window, inner, pixel, corner):
         (1.5, "share 1.5"),
         ({"share": True}, "share True"),
         ({"chance": 0.5}, "no key 'chance'.*share"),
-        ({"classes": "common"}, "on 'common': expected foreground, rare or a list"),
+        ({"classes": "common"}, "focus: classes is 'common': expected foreground, rare or a list"),
         ({"classes": ["comon"]}, "focus: classes names 'comon'.*common"),
         ({"classes": []}, "focus: classes is empty"),
     ],

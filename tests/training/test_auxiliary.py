@@ -111,9 +111,8 @@ def test_a_supervised_run_leaves_a_plain_bundle_and_trained_heads_in_the_checkpo
     trained = saved["state_dict"]["auxiliary.heads.3.weight"]
     assert not torch.equal(trained, AuxiliaryHeads(small_model(FORMAT), 0.4, seed=0).heads[3].weight)
     groups = saved["optimizer_states"][0]["param_groups"]
-    assert [len(group["params"]) for group in groups[-2:]] == [4, 4]
-    assert [group["weight_decay"] for group in groups[-2:]] == [0.01, 0.0]
-    assert groups[-1]["lr"] == groups[0]["lr"]  # scheduled alike
+    parameters = sum(1 for _ in small_model(FORMAT).parameters())
+    assert sum(len(group["params"]) for group in groups) == parameters + 8
 
 
 def test_a_compiled_supervised_run_is_the_plain_one_in_one_graph(tmp_path, monkeypatch):
