@@ -74,6 +74,7 @@ def train_experiment(
     from segkit.training.class_balance import focus_on_rare, waits_for_counts, without_balance
     from segkit.training.compiling import check_one_size
     from segkit.training.fit import fit, fit_pixel_statistics, refuse_used_folder
+    from segkit.training.launching import others_may_end
     from segkit.training.mixing import Mixer
     from segkit.training.named_optimizers import check_optimizer
 
@@ -114,7 +115,7 @@ def train_experiment(
     if result.best is not None and result.best_epoch is not None:
         tell(f"best {config.train.monitor} {result.best:.4f} in epoch {result.best_epoch + 1}")
     split, data = next((n, d) for n, d in (("test", parts.test), ("val", parts.val), ("train", parts.train)) if d)
-    with counted(f"scoring {split}") as update:
+    with counted(f"scoring {split}") as update, others_may_end():
         scores = evaluate(model, data, device=config.train.device, workers=config.train.workers, progress=update)
     if is_main_process():
         draw_pictures(model, data, out / "pictures", config.train.device)
@@ -146,7 +147,7 @@ def resume_experiment(run: Path, *, tell: Callable[[str], None] = print, progres
         return None
     config = read_config(run / "config.yaml")
     begun = (run / "checkpoints" / "last.ckpt").is_file()
-    if not begun:  # stopped before the first checkpoint was whole: starts anew
+    if not begun and is_main_process():  # stopped before the first checkpoint was whole: starts anew
         for folder in (run / "checkpoints", run / "model", *run.glob(".model-*")):
             shutil.rmtree(folder, ignore_errors=True)
     return train_experiment(config, run, resume=begun, tell=tell, progress=progress)

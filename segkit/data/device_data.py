@@ -110,7 +110,7 @@ def device_train_loader(
 ) -> DataLoader:
     """As `train_loader`: the same samples in the same order; the batches are on the device already."""
     check_batch_size(batch_size)
-    sampler = SeededSampler(len(data), seed, shuffle, rank, world_size)
+    sampler = SeededSampler(len(data), seed, shuffle, rank, world_size, enough=batch_size)
     return DataLoader(
         data, batch_size=batch_size, sampler=sampler, collate_fn=_as_it_is, drop_last=len(sampler) > batch_size
     )

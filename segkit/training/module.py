@@ -22,10 +22,12 @@ from segkit.metrics.scores import Scores
 from segkit.models.segmenter import Segmenter
 from segkit.models.statistics import PixelStatistics
 from segkit.training.auxiliary import AuxiliaryHeads
+from segkit.training.distributed import share_buffers
 from segkit.training.mixing import Mixer
 from segkit.training.optimizer import build_optimizer, build_schedule
 from segkit.training.settings import MONITORS, TrainSettings
-from segkit.training.step import loss_of, training_loss
+from segkit.training.sharding import ShardedStrategy, hold_shares, hold_whole, shard
+from segkit.training.step import image_losses, training_loss
 
 
 def with_clip(train: MaskDataset, statistics: PixelStatistics) -> MaskDataset:
@@ -69,6 +71,11 @@ class SegmentationModule(L.LightningModule):
         self._train, self._val, self._data_on_device = train, val, data_on_device
         self._train_on_device: DeviceDataset | None = None
         self._val_losses: list[Tensor] = []
+
+    def configure_model(self) -> None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ShardedStrategy):
+            shard(self.model.network, strategy.device_mesh["data_parallel"])
 
     # Data ----------------------------------------------------------------------------------------------
 
@@ -162,14 +169,16 @@ class SegmentationModule(L.LightningModule):
     # Validation ----------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
+        share_buffers(self.model)
+        hold_whole(self.model.network)
         self.counts.reset()
         self._val_losses = []
 
     def validation_step(self, parts: list[Batch], batch_idx: int) -> None:
         for part in parts:
             logits = self.model.predict_coarse_logits(part.images, part.spacing_mm)
-            self._val_losses.append(loss_of(self.loss, logits, part.target).detach() * len(part.stems))
-            self.counts.update(self.model.format.decode(logits), part.target)
+            self._val_losses.append(image_losses(self.loss, logits, part.target).sum())
+            self.counts.update(self.model.format.decode(logits), part.target, part.indices)
 
     def on_validation_epoch_end(self) -> None:
         self.scores = Scores(self.counts.compute())
@@ -180,4 +189,6 @@ class SegmentationModule(L.LightningModule):
             self.log(name, means[name] or 0.0, prog_bar=name == self.settings.monitor)
         images = max(1, len(self._val))  # type: ignore[arg-type]
         total = torch.stack(self._val_losses).sum() if self._val_losses else torch.zeros((), device=self.device)
-        self.log("val_loss", total * self.trainer.world_size / images, sync_dist=True)
+        hold_shares(self.model.network)
+        # A rank may have no image at all, so that a mean over ranks says nothing.
+        self.log("val_loss", self.trainer.strategy.reduce(total, reduce_op="sum") / images)

@@ -78,7 +78,11 @@ class TrainSettings(BaseModel):
         precision: `auto` is bf16 on CUDA (fp16 on GPUs without it) and float32 elsewhere; else any precision of
             `lightning.Trainer`.
         device: auto, cpu, cuda or mps.
-        devices, nodes: how many, as `lightning.Trainer` takes them.
+        devices, nodes: how many devices of each machine, `auto` for all GPUs, and how many machines; a process for each
+            device. torchrun and srun say it themselves.
+        strategy: how processes work together: `auto` and `ddp` give each a whole model, `fsdp` a share of it; or a
+            strategy of Lightning by its name.
+        sync_batchnorm: BatchNorm takes its statistics over the batches of all processes; None where it can, on CUDA.
         channels_last: store convolutions channels last, which is faster on GPU and CPU.
         compile: compile the network for training: True, or a mode of `torch.compile` in
             `segkit.training.compiling.MODES`. Training images have to come in one size.
@@ -110,6 +114,8 @@ class TrainSettings(BaseModel):
     device: str = "auto"
     devices: PositiveInt | Literal["auto"] = 1
     nodes: PositiveInt = 1
+    strategy: str = "auto"
+    sync_batchnorm: bool | None = None
     channels_last: bool = True
     compile: Literal["default", "reduce-overhead", "max-autotune"] | bool = False
     workers: int | None = Field(None, ge=0)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from segkit.ops.upsample import CoarseLogits
@@ -44,6 +46,15 @@ def training_loss(
         value = loss_of(loss, logits, target)
         return value if auxiliary is None else value + auxiliary.loss(loss, logits, target)
     return loss(model(images), target)
+
+
+def image_losses(loss: Callable[..., Tensor], logits: CoarseLogits, target: Tensor) -> Tensor:
+    """(N,) loss of each image alone, which does not depend on the images that it is in a batch with.
+
+    The loss of a batch does: Dice pools its pixels, cross entropy divides by its valid ones.
+    """
+    each = (replace(logits, values=logits.values[i : i + 1]) for i in range(len(target)))
+    return torch.stack([loss_of(loss, one, target[i : i + 1]).detach() for i, one in enumerate(each)])
 
 
 def loss_of(loss: Callable[..., Tensor], logits: CoarseLogits, target: Tensor) -> Tensor:
