@@ -20,6 +20,7 @@ from segkit.formats.files import write_whole
 from segkit.models.bundle import save_bundle
 from segkit.training.averaging import AveragedWeights
 from segkit.training.settings import MONITORS
+from segkit.training.sharding import whole_state
 
 log = logging.getLogger("segkit")
 
@@ -60,7 +61,8 @@ class BestBundle(Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.best_epoch is None:
-            log.warning("%s was never a number: the weights of the last epoch are kept.", self.monitor)
+            if trainer.is_global_zero:
+                log.warning("%s was never a number: the weights of the last epoch are kept.", self.monitor)
             self._save(trainer, module, None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -75,10 +77,12 @@ class BestBundle(Callback):
 
     def _save(self, trainer: L.Trainer, module: L.LightningModule, value: float | None) -> None:
         self.best, self.best_epoch = value, trainer.current_epoch
-        if trainer.is_global_zero:
-            notes = {"trained": {"epoch": trainer.current_epoch, "monitor": self.monitor, "score": value}}
-            with nullcontext() if self.averaged is None else self.averaged.applied():
-                save_bundle(module.model, self.folder, self.codec, **notes)  # type: ignore[arg-type]
+        notes = {"trained": {"epoch": trainer.current_epoch, "monitor": self.monitor, "score": value}}
+        model: Any = module.model
+        with nullcontext() if self.averaged is None else self.averaged.applied():
+            state = whole_state(model.network)  # by all processes
+            if trainer.is_global_zero:
+                save_bundle(model, self.folder, self.codec, state=state, **notes)
 
 
 class MetricsFile(Callback):
@@ -139,10 +143,10 @@ class EpochLines(Callback):
         self._started_s = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        metrics = trainer.callback_metrics
         loss = float(module.train_loss.compute())  # type: ignore[union-attr, operator]
+        if not trainer.is_global_zero:
+            return  # after what all processes compute together
+        metrics = trainer.callback_metrics
         parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"loss {loss:.4f}"]
         monitor = self.best.monitor
         if monitor is not None and _validated(trainer, module):

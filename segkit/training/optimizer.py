@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from segkit.models.encoder_stages import encoder_of, encoder_stages
 from segkit.models.segmenter import Segmenter
@@ -21,6 +22,7 @@ def build_optimizer(
     *,
     name: str | Mapping[str, Any] = "adamw",
     layer_decay: float | None = None,
+    beside: Iterable[nn.Parameter] = (),
 ) -> torch.optim.Optimizer:
     """An optimizer with lower rates for an encoder that has learned before.
 
@@ -32,6 +34,7 @@ def build_optimizer(
         name: see `make_optimizer`; the default is AdamW (Loshchilov & Hutter 2019).
         layer_decay: in (0, 1], rate of a stage of the encoder as a share of that of the next, see `encoder_stages`
             (Clark et al. 2020; BEiT, Bao et al. 2022). The last stage has this share of the decoder's rate.
+        beside: parameters that are no part of `model`, such as those of auxiliary heads, at the rate of the decoder.
 
     Raises:
         ValueError: see `make_optimizer` and `encoder_stages`.
@@ -45,7 +48,7 @@ def build_optimizer(
         stages, decay = [list(encoder.parameters())] if encoder is not None else [], 1.0
     parts = [(lr * encoder_lr_factor * decay ** (len(stages) - i), stage) for i, stage in enumerate(stages)]
     in_encoder = {id(p) for stage in stages for p in stage}
-    parts.append((lr, [p for p in model.parameters() if id(p) not in in_encoder]))
+    parts.append((lr, [*(p for p in model.parameters() if id(p) not in in_encoder), *beside]))
     groups = []
     for rate, part in parts:
         trained = [p for p in part if p.requires_grad]

@@ -2,13 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from segkit.suggest import closest
 
 MONITORS = ("pooled_iou", "pooled_dice", "per_image_iou", "per_image_dice", "val_loss")
+
+
+class MixSettings(BaseModel):
+    """Share of the training batches that are mixed, by the way of mixing; see `segkit.training.mixing.Mixer`.
+
+    Attributes:
+        cutmix: boxes of other images.
+        classmix: half of the classes of other images.
+        copy_paste: `classes` of other images.
+        classes: what `copy_paste` pastes; None for all but `background`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cutmix: float = Field(0.0, ge=0, le=1)
+    classmix: float = Field(0.0, ge=0, le=1)
+    copy_paste: float = Field(0.0, ge=0, le=1)
+    classes: Annotated[list[str | int], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_way_per_batch(self) -> MixSettings:
+        total = self.cutmix + self.classmix + self.copy_paste
+        if not 0 < total <= 1:
+            raise ValueError(
+                "shares of `cutmix`, `classmix` and `copy_paste` that add up to more than 0 and at most 1, as each "
+                f"batch is mixed in one way: they add up to {total:g}"
+            )
+        if self.classes is not None and not self.copy_paste:
+            raise ValueError("`copy_paste` where `classes` is given, which it pastes")
+        return self
 
 
 class TrainSettings(BaseModel):
@@ -30,6 +69,9 @@ class TrainSettings(BaseModel):
         accumulate: batches whose gradients are added before one optimizer step.
         clip_norm: largest norm of the gradient, None for no limit.
         seed: of sampling, augmentation and dropout.
+        mix: share of the batches that are mixed by `cutmix`, `classmix` or `copy_paste`; see `MixSettings`.
+        deep_supervision: weight of the losses of auxiliary heads inside the network, all together, beside 1 for its own
+            logits, see `segkit.training.auxiliary`; None for no such heads.
         monitor: one of `MONITORS`, decides which epoch is best.
         patience: stop after so many validations without improvement; None never stops early.
         validate_every: epochs from one validation to the next.
@@ -37,7 +79,11 @@ class TrainSettings(BaseModel):
         precision: `auto` is bf16 on CUDA (fp16 on GPUs without it) and float32 elsewhere; else any precision of
             `lightning.Trainer`.
         device: auto, cpu, cuda or mps.
-        devices, nodes: how many, as `lightning.Trainer` takes them.
+        devices, nodes: how many devices of each machine, `auto` for all GPUs, and how many machines; a process for each
+            device. torchrun and srun say it themselves.
+        strategy: how processes work together: `auto` and `ddp` give each a whole model, `fsdp` a share of it; or a
+            strategy of Lightning by its name.
+        sync_batchnorm: BatchNorm takes its statistics over the batches of all processes; None where it can, on CUDA.
         channels_last: store convolutions channels last, which is faster on GPU and CPU.
         compile: compile the network for training: True, or a mode of `torch.compile` in
             `segkit.training.compiling.MODES`. Training images have to come in one size.
@@ -60,6 +106,8 @@ class TrainSettings(BaseModel):
     accumulate: PositiveInt = 1
     clip_norm: PositiveFloat | None = 1.0
     seed: int = Field(0, ge=0)
+    mix: MixSettings | None = None
+    deep_supervision: PositiveFloat | None = None
     monitor: Literal["pooled_iou", "pooled_dice", "per_image_iou", "per_image_dice", "val_loss"] = "pooled_iou"
     patience: PositiveInt | None = None
     validate_every: PositiveInt = 1
@@ -68,6 +116,8 @@ class TrainSettings(BaseModel):
     device: str = "auto"
     devices: PositiveInt | Literal["auto"] = 1
     nodes: PositiveInt = 1
+    strategy: str = "auto"
+    sync_batchnorm: bool | None = None
     channels_last: bool = True
     compile: Literal["default", "reduce-overhead", "max-autotune"] | bool = False
     workers: int | None = Field(None, ge=0)
@@ -86,8 +136,10 @@ def train_settings(**given: Any) -> TrainSettings:
 
 
 def _explain(mistake: Any) -> str:
-    name = mistake["loc"][0]
+    name = ".".join(str(part) for part in mistake["loc"])
     if mistake["type"] == "extra_forbidden":
+        if name.startswith("mix."):
+            return f"unknown key {name!r}. {closest(name.removeprefix('mix.'), MixSettings.model_fields)}"
         return f"fit got an argument it does not know: {name!r}. {closest(str(name), TrainSettings.model_fields)}"
     expected = mistake["msg"].removeprefix("Input should be ").removeprefix("Value error, ").rstrip(".")
     return f"{name} is {mistake['input']!r}, expected {expected}."
