@@ -36,6 +36,7 @@ from segkit.training.distributed import count_processes, environments, model_to_
 from segkit.training.engine import determinism_restored, quiet_lightning
 from segkit.training.environment import describe_environment
 from segkit.training.freezing import FrozenEncoder
+from segkit.training.head_bias import set_prior_bias
 from segkit.training.launching import others_may_end
 from segkit.training.module import SegmentationModule
 from segkit.training.named_optimizers import check_optimizer
@@ -120,6 +121,8 @@ def fit(
     if not resume:
         refuse_used_folder(out)
         fit_pixel_statistics(model, train)
+        if chosen.prior_bias:
+            set_prior_bias(model, train)
     if chosen.channels_last:
         model.to(memory_format=torch.channels_last)
     model.train()  # one that was loaded to predict normalises with the statistics it has, and would not learn them
