@@ -190,7 +190,7 @@ def test_strategies(model):
     assert isinstance(pick_strategy(settings(), two, model), DataParallel)
     assert isinstance(pick_strategy(settings(strategy="fsdp"), two, model), ShardedStrategy)
     assert pick_strategy(settings(strategy="fsdp"), Processes(torch.device("cpu"), 1, 1), model) == "auto"
-    with pytest.raises(ValueError, match="strategy is 'fdsp': expected .* Did you mean .fsdp"):
+    with pytest.raises(ValueError, match=r"strategy is 'fdsp': expected .* Did you mean .fsdp"):
         pick_strategy(settings(strategy="fdsp"), two, model)
     for refused in ({"ema": 0.9}, {"compile": True}, {"deep_supervision": 0.4}):
         with pytest.raises(ValueError, match=f"{next(iter(refused))} needs them whole"):
