@@ -15,7 +15,7 @@ import torch.distributed as dist
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from segkit.processes import OthersEnded
+from segkit.processes import OthersEnded, be_parent, end_with_parent
 from segkit.training.preemption import AGAIN, Preempted
 
 # What a process may take to notice that another is gone, write its message and end.
@@ -35,7 +35,9 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         _set_num_threads_if_needed(num_processes=self.num_processes)
         if self.cluster_environment.creates_processes_externally:
+            end_with_parent()
             return function(*args, **kwargs)
+        be_parent()
         self._call_children_scripts()
         threading.Thread(target=self._watch, daemon=True).start()
         try:

@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file
 
 from segkit.models.builder import build_model
-from segkit.processes import free_run
 from segkit.training.distributed import (
     DataParallel,
     Processes,
@@ -221,16 +220,3 @@ def test_batchnorm_is_synchronised_where_that_works_and_keeps_its_activation(mod
         image = torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8)
         assert torch.equal(plain.eval()(image), trained.eval()(image))
         assert plain.state_dict().keys() == trained.state_dict().keys()
-
-
-def test_processes_of_others_take_the_name_of_the_config(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs/a").mkdir(parents=True)
-    monkeypatch.setenv("SEGKIT_RUN", "")
-    assert free_run("a") == Path("runs/a-2")
-    monkeypatch.setenv("LOCAL_RANK", "1")  # started by the one that chose
-    assert free_run("a") == Path("runs/a-2")
-    monkeypatch.delenv("SEGKIT_RUN")
-    for name, value in TORCHRUN.items():
-        monkeypatch.setenv(name, value)
-    assert free_run("a") == Path("runs/a")
