@@ -65,7 +65,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         return not left
 
     def _watch(self) -> None:
-        """End the run when another process has failed and this one does not notice, as in a collective of NCCL."""
+        """End the run when another process has ended and this one does not notice, as in a collective of NCCL."""
         while (failed := _failed(self.procs)) is None:
             if all(other.poll() is not None for other in self.procs):
                 return
@@ -75,7 +75,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         number = self.procs.index(failed) + 1
         print(f"segkit: process {number} of this run ended with code {failed.returncode}; so do all.", file=sys.stderr)
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(AGAIN if failed.returncode == AGAIN else 1)
 
 
 @contextmanager
@@ -102,4 +102,4 @@ def lost_others(error: BaseException) -> bool:
 
 
 def _failed(processes: list[subprocess.Popen]) -> subprocess.Popen | None:
-    return next((p for p in processes if p.poll() not in (None, 0, AGAIN)), None)
+    return next((p for p in processes if p.poll() not in (None, 0)), None)
