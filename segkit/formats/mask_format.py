@@ -9,8 +9,6 @@ that knows whether classes exclude each other (softmax) or may overlap (sigmoid)
 | `ExclusiveMask` | 1, class indices | classes | 1 | softmax |
 | `OneVsRestMask` | 1, class indices | classes | C | sigmoid per class |
 | `OverlappingMasks` | C, 0 or 1 each | classes | C | sigmoid per class |
-
-All three stand in one file, longer than others, because the doors of `MaskFormat` return them.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segkit.formats.activation import check_activation, check_threshold, logit, per_class
+from segkit.formats.activation import check_activation, check_threshold, logit, per_class, prior_logits
 from segkit.formats.classes import MaskClass, classes_to_list, parse_classes
 from segkit.ops.choices import (
     at_least_float32,
@@ -192,6 +190,10 @@ class MaskFormat(ABC):
     @abstractmethod
     def probabilities(self, logits: Tensor) -> Tensor:
         """(N, C, H, W) logits to probabilities in [0, 1], in float32 or better."""
+
+    def prior_logits(self, shares: Sequence[float]) -> list[float]:
+        """Logits whose probabilities are these shares of the classes, each in [0, 1]."""
+        return prior_logits(shares, self._softmax)
 
     @abstractmethod
     def expand(self, target: Tensor) -> Tensor:

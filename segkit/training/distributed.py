@@ -94,7 +94,8 @@ def pick_strategy(settings: TrainSettings, processes: Processes, model: Segmente
     if processes.total == 1 and name in ("auto", "ddp", "fsdp"):
         return "auto"
     if name in ("auto", "ddp"):
-        return DataParallel(find_unused_parameters=has_unused_parameters(model))
+        frozen = settings.freeze_encoder_epochs > 0  # an encoder whose gradients DDP would wait for
+        return DataParallel(find_unused_parameters=frozen or has_unused_parameters(model))
     if name == "fsdp":
         check_sharding(settings)
         return ShardedStrategy(processes.total)

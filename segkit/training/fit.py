@@ -35,6 +35,8 @@ from segkit.training.compiling import CompiledTraining, check_one_size, compile_
 from segkit.training.distributed import count_processes, environments, model_to_train, pick_strategy
 from segkit.training.engine import determinism_restored, quiet_lightning
 from segkit.training.environment import describe_environment
+from segkit.training.freezing import FrozenEncoder
+from segkit.training.head_bias import set_prior_bias
 from segkit.training.launching import others_may_end
 from segkit.training.module import SegmentationModule
 from segkit.training.named_optimizers import check_optimizer
@@ -119,6 +121,8 @@ def fit(
     if not resume:
         refuse_used_folder(out)
         fit_pixel_statistics(model, train)
+        if chosen.prior_bias:
+            set_prior_bias(model, train)
     if chosen.channels_last:
         model.to(memory_format=torch.channels_last)
     model.train()  # one that was loaded to predict normalises with the statistics it has, and would not learn them
@@ -137,6 +141,8 @@ def fit(
         extra.append(EarlyStopping(chosen.monitor, patience=chosen.patience, mode=direction))
     if mode is not None:
         extra.append(CompiledTraining(trained.network, mode))
+    if chosen.freeze_encoder_epochs:
+        extra.append(FrozenEncoder(trained, chosen.freeze_encoder_epochs))
     if averaged is not None:
         extra.append(averaged)  # after all that look at what was validated
     show = sys.stderr.isatty() if progress is None else progress

@@ -61,6 +61,9 @@ class TrainSettings(BaseModel):
         encoder_lr_factor: see `build_optimizer`.
         layer_decay: in (0, 1], see `build_optimizer`; None for one rate in the whole encoder.
         weight_decay: see `build_optimizer`.
+        freeze_encoder_epochs: so many epochs at the beginning leave the encoder as it is.
+        prior_bias: begin with probabilities that are the frequencies of the classes, see
+            `segkit.training.head_bias.set_prior_bias`.
         schedule: how the rate falls after the warm-up, see `build_schedule`.
         warmup: share of all steps in [0, 1) over which the rate rises; None is 0.3 for `one_cycle`, else 0.05.
         ema: decay in [0, 1) per step of an average of the weights, which is validated and kept in their place, see
@@ -98,6 +101,8 @@ class TrainSettings(BaseModel):
     encoder_lr_factor: PositiveFloat | None = None
     layer_decay: float | None = Field(None, gt=0, le=1)
     weight_decay: NonNegativeFloat = 0.01
+    freeze_encoder_epochs: int = Field(0, ge=0)
+    prior_bias: bool = False
     schedule: Literal["cosine", "poly", "constant", "one_cycle"] = "cosine"
     warmup: float | None = Field(None, ge=0, lt=1)
     ema: float | None = Field(None, ge=0, lt=1)

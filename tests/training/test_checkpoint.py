@@ -30,6 +30,7 @@ CASES = {
     "accumulate": {"accumulate": 2},
     "ema": {"ema": 0.9, "accumulate": 2},
     "one cycle": {"schedule": "one_cycle", "optimizer": "muon", "layer_decay": 0.7},
+    "frozen encoder": {"freeze_encoder_epochs": 1, "ema": 0.9},
     "on device": {"data_on_device": True},
     "mixed and supervised": {"mix": {"cutmix": 0.4, "classmix": 0.4}, "deep_supervision": 0.4},
     "rare validation": {"validate_every": 3, "epochs": 4},

@@ -49,6 +49,19 @@ def test_every_named_optimizer_moves_the_weights_and_resumes_to_the_bit(name):
     assert not torch.equal(whole[0].weight, network()[0].weight)
 
 
+@pytest.mark.parametrize("name", optimizer_names())
+def test_weights_without_a_gradient_stay(name):
+    net = network()
+    optimizer = optimizer_of(net, name)
+    net[0].weight.requires_grad_(False)
+    steps(net, optimizer, range(2))
+    assert torch.equal(net[0].weight, network()[0].weight)
+    assert not torch.equal(net[3].weight, network()[3].weight)
+    net[0].weight.requires_grad_(True)
+    steps(net, optimizer, range(2))  # the first of adopt looks at gradients alone
+    assert not torch.equal(net[0].weight, network()[0].weight)
+
+
 def test_sgd_by_hand():
     weight = nn.Parameter(torch.tensor([[1.0]]))
     optimizer = make_optimizer({"name": "SGD", "momentum": 0.5, "nesterov": False}, [{"params": [weight]}], 0.1)
