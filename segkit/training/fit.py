@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
@@ -27,12 +26,15 @@ from segkit.metrics.scores import Scores
 from segkit.models.bundle import load_weights
 from segkit.models.devices import has_bfloat16, pick_device
 from segkit.models.segmenter import FEW, Segmenter
-from segkit.training.callbacks import BestBundle, EpochBar, EpochLines, MetricsFile, lower_is_better
+from segkit.training.callbacks import BestBundle, EpochBar, MetricsFile, lower_is_better
 from segkit.training.checkpoint import DurableFiles, RunCheckpoint, clear_leftovers
 from segkit.training.compiling import CompiledTraining, check_one_size, compile_mode, leave_uncompiled
 from segkit.training.engine import determinism_restored, quiet_lightning
 from segkit.training.environment import describe_environment
+from segkit.training.lines import EpochLines
+from segkit.training.loggers import LoggedChoices, check_loggers, open_loggers
 from segkit.training.module import SegmentationModule
+from segkit.training.pictures import CurvesPicture, ValidationPictures
 from segkit.training.preemption import AGAIN, Preempted
 from segkit.training.settings import train_settings
 
@@ -74,19 +76,21 @@ def fit(
     progress: bool | None = None,
     tell: Callable[[str], None] = print,
     callbacks: Sequence[Callback] = (),
+    choices: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> FitResult:
     """Train `model` on `train`, keep the epoch that scores best on `val`, and leave its weights in `model`.
 
     Args:
-        out: run folder; gets metrics.csv, environment.json, checkpoints/last.ckpt and model/.
+        out: run folder; gets metrics.csv, curves.png, environment.json, checkpoints/last.ckpt and model/.
         loss: called as loss(logits, target); by default cross entropy plus Dice.
         data_on_device: hold the training images decoded in the memory of the device and augment them there; see
             `segkit.data.device_data.DeviceDataset`.
         resume: go on from checkpoints/last.ckpt of `out`, as if there had been no interruption.
         progress: show a bar; None shows one if stderr is a terminal.
-        tell: gets one line per epoch.
+        tell: gets one line per epoch; while a bar is shown, `print` stands for a table.
         callbacks: further Lightning callbacks.
+        choices: what loggers are told that was chosen, such as a whole config; None tells the settings.
         settings: fields of `TrainSettings`: epochs, batch_size, lr, seed, monitor, devices, workers, ...
 
     Raises:
@@ -95,6 +99,7 @@ def fit(
             with exit code 75 if nobody catches it.
     """
     chosen = train_settings(**settings)
+    check_loggers(chosen.loggers)
     out, place = Path(out), pick_device(chosen.device)
     _check_formats(model, train, val)
     mode = compile_mode(chosen.compile)
@@ -116,7 +121,14 @@ def fit(
     loss = build_loss({"cross_entropy": 1, "dice": 1}, model.format) if loss is None else loss
     module = SegmentationModule(model, loss, train, val, chosen, data_on_device=data_on_device)
     best = BestBundle(out / "model", train.codec, chosen.monitor if val is not None else None)
-    extra = [*callbacks, best, MetricsFile(out / "metrics.csv"), EpochLines(best, tell)]
+    show = sys.stderr.isatty() if progress is None else progress
+    metrics = MetricsFile(out / "metrics.csv")
+    extra = [*callbacks, best, metrics, EpochLines(best, tell, _terminal() if show and tell is print else None)]
+    extra += [CurvesPicture(out / "curves.png", metrics, best)]
+    extra += [LoggedChoices(chosen.model_dump() if choices is None else choices, resumes=resume)]
+    if chosen.pictures_every is not None and val is not None:
+        folder = out / "pictures" / "epochs"
+        extra.append(ValidationPictures(folder, val, chosen.pictures_every, chosen.validate_every))
     # Lightning runs checkpoint callbacks last, so the states of the others are in it.
     files = DurableFiles()
     extra.append(RunCheckpoint(out / CHECKPOINT, files, chosen.checkpoint_every_steps, tell))
@@ -125,10 +137,9 @@ def fit(
         extra.append(EarlyStopping(chosen.monitor, patience=chosen.patience, mode=direction))
     if mode is not None:
         extra.append(CompiledTraining(model.network, mode))
-    show = sys.stderr.isatty() if progress is None else progress
     if show:
         extra.append(EpochBar())
-    with quiet_lightning(), determinism_restored():
+    with quiet_lightning(), determinism_restored(), open_loggers(chosen.loggers, out, checkpoint) as loggers:
         trainer = L.Trainer(
             accelerator={"cuda": "gpu"}.get(place.type, place.type),
             devices=chosen.devices if place.index is None else [place.index],
@@ -142,7 +153,7 @@ def fit(
             use_distributed_sampler=False,
             callbacks=extra,
             plugins=_plugins(files),
-            logger=_loggers(out),
+            logger=loggers,
             log_every_n_steps=1,
             enable_progress_bar=show,
             enable_model_summary=False,
@@ -221,8 +232,11 @@ def _plugins(files: DurableFiles) -> list[Any]:
     return [files, *slurm]
 
 
-def _loggers(out: Path) -> list[Logger]:
-    return [TensorBoardLogger(out, name="tensorboard", version="")]
+def _terminal() -> Any:
+    """The console that the bar is drawn on, so that both keep out of each other's way; None if it is no terminal."""
+    from rich import get_console
+
+    return get_console() if get_console().is_terminal else None
 
 
 def _trainer_facts(trainer: L.Trainer) -> dict[str, Any]:

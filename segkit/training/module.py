@@ -150,11 +150,14 @@ class SegmentationModule(L.LightningModule):
         self.counts.reset()
         self._val_losses = []
 
-    def validation_step(self, parts: list[Batch], batch_idx: int) -> None:
+    def validation_step(self, parts: list[Batch], batch_idx: int) -> dict[str, list[Tensor]]:
+        decoded = []
         for part in parts:
             logits = self.model.predict_coarse_logits(part.images, part.spacing_mm)
             self._val_losses.append(loss_of(self.loss, logits, part.target).detach() * len(part.stems))
-            self.counts.update(self.model.format.decode(logits), part.target)
+            decoded.append(self.model.format.decode(logits))
+            self.counts.update(decoded[-1], part.target)
+        return {"pred": decoded}  # callbacks look at them before the next batch
 
     def on_validation_epoch_end(self) -> None:
         self.scores = Scores(self.counts.compute())
