@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from segkit._version import __version__
+from segkit.processes import OthersEnded, free_run, is_main_process, process_number
 
 app = typer.Typer(
     name="segkit",
@@ -26,8 +27,6 @@ app = typer.Typer(
 
 # Older typer stands on click, newer carries its own copy: the base of all usage errors either way.
 _UsageError: type[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
-
-_RUN_VARIABLE = "SEGKIT_RUN"
 
 JsonOption = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")]
@@ -53,7 +52,6 @@ def train(
     from segkit.config import read_config
     from segkit.experiment import resume_experiment, train_experiment
     from segkit.formats.files import write_whole
-    from segkit.processes import is_main_process
     from segkit.shipped import find_config
     from segkit.training.preemption import preemptible
 
@@ -65,15 +63,16 @@ def train(
         with preemptible():
             scores = resume_experiment(resume, tell=print, progress=_progress)
         if scores is None:
-            typer.echo(f"{resume}: this run is finished; its scores are in {resume / 'scores.json'}.")
-            if json is not None:
+            if is_main_process():
+                typer.echo(f"{resume}: this run is finished; its scores are in {resume / 'scores.json'}.")
+            if is_main_process() and json is not None:
                 write_whole(json, (resume / "scores.json").read_bytes())
             return
         run = resume
     else:
         assert config is not None
         path = find_config(config)
-        run = out if out is not None else _free_run(path.stem)
+        run = out if out is not None else free_run(path.stem)
         if is_main_process():
             typer.echo(f"run folder: {run}")
         experiment = read_config(path, overrides or [])
@@ -244,7 +243,7 @@ def demo(
     from segkit.demo import run_demo
     from segkit.formats.files import write_whole
 
-    run = out if out is not None else _free_run("demo")
+    run = out if out is not None else free_run("demo")
     scores = run_demo(run, data, tell=print, progress=_progress)
     _show_scores(scores)
     if json is not None:
@@ -277,7 +276,7 @@ def _options(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line. Exit 0: all went well; 1: some inputs failed; 2: a user's mistake, one message."""
     logging.basicConfig(format="segkit: %(message)s", level=logging.WARNING)
-    logging.getLogger("segkit").setLevel(logging.INFO)
+    logging.getLogger("segkit").setLevel(logging.INFO if is_main_process() else logging.ERROR)
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     try:
         code = app(args=arguments, standalone_mode=False)
@@ -292,23 +291,13 @@ def main(arguments: list[str] | None = None) -> None:
     except OSError as error:
         _complain(f"{error.filename}: {error.strerror}." if error.filename else str(error))
         code = 2
+    except OthersEnded as error:
+        _complain(f"{error}.")
+        code = 1
     except (KeyboardInterrupt, typer.Abort):
         _complain("interrupted.")
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _free_run(name: str) -> Path:
-    """runs/NAME, or runs/NAME-2, ... where that is taken; processes started by this one use the same."""
-    from segkit.processes import is_main_process
-
-    if not is_main_process() and _RUN_VARIABLE in os.environ:
-        return Path(os.environ[_RUN_VARIABLE])
-    number = 1
-    while (run := Path("runs", name if number == 1 else f"{name}-{number}")).exists():
-        number += 1
-    os.environ[_RUN_VARIABLE] = str(run)
-    return run
 
 
 def _show_scores(scores: Any, json: Path | None = None, split: str | None = None) -> None:
@@ -316,7 +305,6 @@ def _show_scores(scores: Any, json: Path | None = None, split: str | None = None
 
     from segkit.experiment import write_json
     from segkit.metrics.report import score_table
-    from segkit.processes import is_main_process
 
     if not is_main_process():
         return
@@ -339,8 +327,9 @@ def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
 
 
 def _complain(message: str) -> None:
+    name = "segkit" if is_main_process() else f"segkit, process {process_number()}"
     for line in message.splitlines():
-        print(f"segkit: {line}", file=sys.stderr)
+        print(f"{name}: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

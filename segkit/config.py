@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveFloat,
@@ -73,6 +74,17 @@ class PartConfig(Section):
         return self
 
 
+class FocusConfig(Section):
+    """Training crops that are placed on some classes; see `segkit.data.focus.build_focus`."""
+
+    share: float = Field(0.33, gt=0, le=1)  # of the crops; the others lie anywhere
+    classes: Literal["foreground", "rare"] | Annotated[list[str | int], Field(min_length=1)] = "foreground"
+
+
+def _focus_of(value: Any) -> Any:
+    return {"share": value} if isinstance(value, (int, float)) else value
+
+
 class DataConfig(Section):
     """Which images, and how they are read."""
 
@@ -82,6 +94,7 @@ class DataConfig(Section):
     test: PartConfig | None = None
     layout: str = "folders"
     crop: Side | SizeHW | None = None  # training crops: a square, or [height, width]
+    focus: Annotated[FocusConfig | None, BeforeValidator(_focus_of)] = None  # a number is the share on foreground
     resize: Side | SizeHW | None = None  # working size of the model: longer side, or [height, width]
     spacing_mm: Millimetres | SpacingMm | None = None  # working size by distance: of pixels, or [row, column]
     normalize: Literal["dataset", "image", "volume"] = "dataset"  # over what mean and deviation are taken
@@ -100,6 +113,12 @@ class DataConfig(Section):
             raise ValueError(
                 "`cache: disk` or `ram` where `cache_dir` or `cache_gib` is given; `device` has a bound of its own"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _focus_places_crops(self) -> DataConfig:
+        if self.focus is not None and self.crop is None:
+            raise ValueError("`crop` where `focus` is given, which says where crops are placed")
         return self
 
     @model_validator(mode="after")
@@ -219,8 +238,8 @@ def _override(values: dict[str, Any], override: str) -> tuple[str, ...]:
     for part in key[:-1]:
         below = place.get(part)
         if not isinstance(below, dict):
-            # `masks.codec: index_png` is short for `{name: index_png}`, to which options may be added.
-            below = {"name": below} if isinstance(below, str) and part == "codec" else {}
+            # `codec: index_png` is short for `{name: index_png}`, to which options may be added; `optimizer` alike.
+            below = {"name": below} if isinstance(below, str) and part in ("codec", "optimizer") else {}
             place[part] = below
         place = below
     place[key[-1]] = value

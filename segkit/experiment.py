@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,10 +70,14 @@ def train_experiment(
     from segkit.data.device_data import device_augment
     from segkit.inference.evaluate import evaluate
     from segkit.losses.build import build_loss
-    from segkit.training.class_balance import without_balance
+    from segkit.training.auxiliary import check_supervision
+    from segkit.training.class_balance import focus_on_rare, waits_for_counts, without_balance
     from segkit.training.compiling import check_one_size
     from segkit.training.fit import fit, fit_pixel_statistics, refuse_used_folder
+    from segkit.training.launching import others_may_end
     from segkit.training.loggers import check_loggers
+    from segkit.training.mixing import Mixer
+    from segkit.training.named_optimizers import check_optimizer
 
     if not resume:
         refuse_used_folder(out)
@@ -81,6 +86,8 @@ def train_experiment(
     counted = progress if progress is not None else silent_progress
     codec = open_masks(config)
     build_loss(without_balance(config.loss, codec.format), codec.format)  # what is wrong with it is told at once
+    check_optimizer(config.train.optimizer)
+    Mixer(config.train.mix, codec.format, config.train.seed)
     if not is_main_process():
         tell, counted = (lambda line: None), silent_progress
     parts = open_parts(config, codec, counted)
@@ -93,8 +100,13 @@ def train_experiment(
     if not resume and is_main_process():
         verify(parts, config, counted)
     config = balanced(config, parts.train, tell, counted)
+    if waits_for_counts(parts.train):
+        with counted("counting rare classes") as update:
+            parts = replace(parts, train=focus_on_rare(parts.train, update))
     loss = build_loss(config.loss, codec.format)
     model = build(config, codec, parts)
+    if config.train.deep_supervision is not None:
+        check_supervision(model)
     if not resume:
         fit_pixel_statistics(model, parts.train)
     out.mkdir(parents=True, exist_ok=True)
@@ -106,7 +118,7 @@ def train_experiment(
     if result.best is not None and result.best_epoch is not None:
         tell(f"best {config.train.monitor} {result.best:.4f} in epoch {result.best_epoch + 1}")
     split, data = next((n, d) for n, d in (("test", parts.test), ("val", parts.val), ("train", parts.train)) if d)
-    with counted(f"scoring {split}") as update:
+    with counted(f"scoring {split}") as update, others_may_end():
         scores = evaluate(model, data, device=config.train.device, workers=config.train.workers, progress=update)
     if is_main_process():
         draw_pictures(model, data, out / "pictures", config.train.device)
@@ -138,7 +150,7 @@ def resume_experiment(run: Path, *, tell: Callable[[str], None] = print, progres
         return None
     config = read_config(run / "config.yaml")
     begun = (run / "checkpoints" / "last.ckpt").is_file()
-    if not begun:  # stopped before the first checkpoint was whole: starts anew
+    if not begun and is_main_process():  # stopped before the first checkpoint was whole: starts anew
         for folder in (run / "checkpoints", run / "model", *run.glob(".model-*")):
             shutil.rmtree(folder, ignore_errors=True)
     return train_experiment(config, run, resume=begun, tell=tell, progress=progress)

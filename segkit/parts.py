@@ -97,7 +97,8 @@ def open_parts(config: Experiment, codec: Codec, progress: Any = None) -> Parts:
     """
     from segkit.data.augment import build_augment
 
-    augment = build_augment(config.augment, codec.format, crop=config.data.crop)
+    focus = None if config.data.focus is None else config.data.focus.model_dump()
+    augment = build_augment(config.augment, codec.format, crop=config.data.crop, focus=focus)
     names = [name for name in ("train", "val", "test") if name == "train" or getattr(config.data, name) is not None]
     # Folders that two parts share are opened, and decoded, once. All are opened before the first is decoded.
     reading = image_reading(config)

@@ -34,6 +34,8 @@ def test_overrides_reach_into_sections_and_name_themselves_when_wrong(tmp_path):
     assert config.train.epochs == 5
     assert config.data.crop == [64, 32]
     assert config.masks.codec == {"values": {255: "nucleus"}}
+    config = read(tmp_path, SMALLEST, "train.optimizer=sgd", "train.optimizer.momentum=0.8")
+    assert config.train.optimizer == {"name": "sgd", "momentum": 0.8}
     assert read(tmp_path, SMALLEST + "augment: street\n", "train.lr=1e-4").train.lr == 1e-4
     with pytest.raises(ValueError, match=r"'train.epochs=many': `train.epochs` is 'many'"):
         read(tmp_path, SMALLEST, "train.epochs=many")

@@ -244,3 +244,44 @@ def test_masks_are_cut_across_the_axis_of_the_images(tmp_path):
     config = read_config(path)
     assert open_masks(config).to_spec()["axis"] == "x"
     assert open_masks(config, "y").to_spec()["axis"] == "y"
+
+
+RECIPE = (
+    "augment=fast_light",
+    "data.focus={share: 0.7, classes: rare}",
+    "train.mix={cutmix: 0.4, classmix: 0.4}",
+    "train.deep_supervision=0.4",
+    "train.epochs=2",
+)
+
+
+@pytest.mark.parametrize("kind", ["exclusive", "overlapping"])
+def test_crops_on_rare_classes_mixing_and_heads_from_a_config(tmp_path, home, kind):
+    config = write_config(tmp_path, kind)
+    for place in ("off", "disk", "device"):
+        assert segkit("train", config, *RECIPE, f"data.cache={place}", "--out", tmp_path / place) == 0
+    metrics = {place: (tmp_path / place / "metrics.csv").read_text() for place in ("off", "disk", "device")}
+    assert metrics["off"] == metrics["disk"]
+    assert segkit("train", config, *RECIPE[2:], RECIPE[0], "--out", tmp_path / "anywhere") == 0
+    assert metrics["off"] != (tmp_path / "anywhere" / "metrics.csv").read_text()
+    saved = read_config(tmp_path / "off" / "config.yaml")
+    assert (saved.data.focus.share, saved.train.mix.cutmix, saved.train.deep_supervision) == (0.7, 0.4, 0.4)
+    (tmp_path / "off" / "scores.json").rename(tmp_path / "scores.json")
+    assert segkit("train", "--resume", tmp_path / "off") == 0
+    assert (tmp_path / "off" / "scores.json").read_bytes() == (tmp_path / "scores.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.focus={classes: [disk]}", "focus: classes names 'disk'"),
+        ("data.focus=0.5", "so every pixel is foreground: list the classes"),
+        ("train.mix={copy_paste: 0.5}", "mix: copy_paste: no class of"),
+        ("train.mix={cutmx: 0.5}", "unknown key `train.mix.cutmx`"),
+        ("train.deep_supervision=-1", "expected greater than 0"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_told_before_anything_is_written(tmp_path, capsys, override, message):
+    assert segkit("train", write_config(tmp_path, "exclusive"), override, "--out", tmp_path / "run") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from segkit.data.fast_augment import FAST_PRESETS, FastAugment
+from segkit.data.focus import Aim, Focus, build_focus, find_aim
 from segkit.data.images import resize_image, resize_planes
 from segkit.data.intensity import clipped
 from segkit.data.packed import PackedPlanes
@@ -84,11 +85,18 @@ class Augment:
     Attributes:
         spec: preset name or list of transforms, as given.
         crop: (height, width) of every result, or None for the size of the sample.
+        focus: what crops are placed on, None for anywhere.
         clip: (low, high) per band, see `clipped`; training sets what the model clips.
     """
 
-    def __init__(self, spec: str | Sequence[Any], format: MaskFormat, crop: tuple[int, int] | None) -> None:
-        self.spec, self.crop = spec, crop
+    def __init__(
+        self,
+        spec: str | Sequence[Any],
+        format: MaskFormat,
+        crop: tuple[int, int] | None,
+        focus: Focus | None = None,
+    ) -> None:
+        self.spec, self.crop, self.focus = spec, crop, focus
         self.clip: Sequence[tuple[float, float]] | None = None
         self._ignore_index, self._dtype = format.ignore_index, format.dtype
         self._preset = PRESETS[spec] if isinstance(spec, str) else None
@@ -99,7 +107,7 @@ class Augment:
     def __call__(self, sample: Sample, seed: int) -> Sample:
         """A new sample; a function of (sample, seed) alone."""
         rng = np.random.default_rng(seed)
-        image, planes = self._cut_first(sample, rng)
+        image, planes = self._cut_first(sample, rng, seed)
         image = clipped(image, self.clip)
         pipeline = self._pipeline(image.shape)
         if pipeline is not None:
@@ -111,7 +119,7 @@ class Augment:
                 raise ValueError(f"{sample.stem}: augment cannot be applied to this sample: {error}") from error
         if self.crop is not None and image.shape[:2] != self.crop:
             if self._preset is None:
-                image, planes = self._cut(image, planes, self.crop, rng)
+                image, planes = self._cut(image, planes, self.crop, rng, find_aim(self.focus, planes, seed))
             else:  # the window was placed at random; its margin goes
                 corner = (image.shape[0] - self.crop[0]) // 2, (image.shape[1] - self.crop[1]) // 2
                 image = cut_image(image, corner, self.crop)
@@ -122,25 +130,34 @@ class Augment:
         # Built anew in each process: unpickling them would import albumentations, which asks the network.
         return {**self.__dict__, "_pipelines": {}}
 
-    def _cut_first(self, sample: Sample, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _cut_first(self, sample: Sample, rng: np.random.Generator, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """The cut that comes before the transforms: cheaper, as they see fewer pixels."""
         preset = self._preset
         # A list may hold rotations or scalings, so its crop is taken from the result.
         if preset is None or (self.crop is None and preset.scale == (1.0, 1.0)):
             return sample.image, sample.planes
-        size_hw = self.crop or sample.size_hw
+        size_hw, aim = self.crop or sample.size_hw, find_aim(self.focus, sample.stored_planes, seed)
         if preset.scale == (1.0, 1.0):
             window = roomy_window(size_hw, sample.size_hw, preset.margin)
-            return self._cut(sample.image, sample.stored_planes, window, rng)
+            return self._cut(sample.image, sample.stored_planes, window, rng, aim, size_hw)
         window = zoomed_window(size_hw, sample.size_hw, preset.scale, rng)
-        image, planes = self._cut(sample.image, sample.stored_planes, window, rng)
+        image, planes = self._cut(sample.image, sample.stored_planes, window, rng, aim)
         return resize_image(image, size_hw), resize_planes(planes, size_hw)
 
     def _cut(
-        self, image: np.ndarray, planes: np.ndarray | PackedPlanes, window_hw: tuple[int, int], rng: np.random.Generator
+        self,
+        image: np.ndarray,
+        planes: np.ndarray | PackedPlanes,
+        window_hw: tuple[int, int],
+        rng: np.random.Generator,
+        aim: Aim | None,
+        inner_hw: tuple[int, int] | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A window at random."""
-        corner = place_window(window_hw, (image.shape[0], image.shape[1]), rng)
+        """A window at random, or one whose middle of size `inner_hw` holds what is aimed at."""
+        image_hw = image.shape[0], image.shape[1]
+        corner = place_window(window_hw, image_hw, rng)
+        if aim is not None:
+            corner = aim.corner(window_hw, image_hw, inner_hw)
         return cut_image(image, corner, window_hw), cut_planes(planes, corner, window_hw, self._ignore_index)
 
     def _pipeline(self, shape: tuple[int, ...]) -> Pipeline | None:
@@ -159,7 +176,10 @@ class Augment:
 
 
 def build_augment(
-    spec: str | Sequence[Any] | None, format: MaskFormat, crop: int | Sequence[int] | None = None
+    spec: str | Sequence[Any] | None,
+    format: MaskFormat,
+    crop: int | Sequence[int] | None = None,
+    focus: float | Mapping[str, Any] | None = None,
 ) -> Augment | FastAugment:
     """Augmentation from the name of a preset or a list of albumentations transforms.
 
@@ -171,15 +191,20 @@ def build_augment(
         format: what the masks mean.
         crop: side of a square, or [height, width], cut at random; smaller images are mirrored at their borders,
             where the planes are *ignored*.
+        focus: share of the crops that are placed on foreground; or `share` and `classes`, see `build_focus`. None
+            places all crops anywhere.
 
     Raises:
-        ValueError: an unknown preset, transform or argument (with the closest known name), or a transform that
-            does not fit segmentation training.
+        ValueError: an unknown preset, transform or argument (with the closest known name), a transform that does not
+            fit segmentation training, or a focus without a crop.
     """
+    aimed = build_focus(focus, format)
+    if aimed is not None and crop is None:
+        raise ValueError("focus says where crops are placed, and there is no crop: set `crop` as well.")
     if spec is None:
         spec = "none"
     if isinstance(spec, str) and spec in FAST_PRESETS:
-        return FastAugment(spec, format, _crop_size(crop))
+        return FastAugment(spec, format, _crop_size(crop), aimed)
     if isinstance(spec, str) and spec not in PRESETS:
         raise ValueError(
             f"augment is {spec!r}: expected the name of a preset, or a list of albumentations transforms. "
@@ -187,7 +212,7 @@ def build_augment(
         )
     if not isinstance(spec, str) and not isinstance(spec, Sequence):
         raise ValueError(f"augment is {spec!r}: expected the name of a preset, or a list of transforms.")
-    return Augment(spec if isinstance(spec, str) else list(spec), format, _crop_size(crop))
+    return Augment(spec if isinstance(spec, str) else list(spec), format, _crop_size(crop), aimed)
 
 
 def _crop_size(crop: int | Sequence[int] | None) -> tuple[int, int] | None:

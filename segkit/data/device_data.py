@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from segkit.data.datasets import MaskDataset, sample_seed
 from segkit.data.device_augment import find_places, recolor, take_pixels, take_planes
 from segkit.data.fast_augment import FAST_PRESETS, FastPreset, draw
+from segkit.data.focus import Focus, KeptPixels
 from segkit.data.intensity import clipped
 from segkit.data.loaders import SeededSampler, check_batch_size, in_depth
 from segkit.data.memory import available_memory
@@ -58,6 +59,13 @@ class DeviceDataset(Dataset[Batch]):
         self._dtype = _TORCH_DTYPES[dtype.name]
         clip = getattr(data.augment, "clip", None)
         images = [in_depth(clipped(sample.image, clip), dtype) for sample in samples]
+        self._focus: Focus | None = getattr(data.augment, "focus", None)
+        # The planes go to the device, and asking it where a class is would wait for it.
+        self._pixels = (
+            []
+            if self._focus is None
+            else [KeptPixels(sample.planes, self._focus, [data.seed, index]) for index, sample in enumerate(samples)]
+        )
         self._images = _joined(images, device)
         self._planes = _joined([sample.planes for sample in samples], device)
 
@@ -73,7 +81,9 @@ class DeviceDataset(Dataset[Batch]):
         crop = self.crop or self._one_size(indices)
         sizes_hw = [self._sizes_hw[index] for index in indices]
         seeds = [sample_seed(self.seed, epoch, index) for epoch, index in keys]
-        drawn = (draw(self.preset, crop, size, seed) for size, seed in zip(sizes_hw, seeds, strict=True))
+        focus = self._focus
+        aims = [focus.aim(self._pixels[i], s) if focus else None for i, s in zip(indices, seeds, strict=True)]
+        drawn = (draw(self.preset, crop, *sample) for sample in zip(sizes_hw, seeds, aims, strict=True))
         moves, colours = zip(*drawn, strict=True)
         places = find_places(moves, [self._starts[index] for index in indices], sizes_hw, self.device)
         target = take_planes(self._planes, places, self._ignore_index)
@@ -100,7 +110,7 @@ def device_train_loader(
 ) -> DataLoader:
     """As `train_loader`: the same samples in the same order; the batches are on the device already."""
     check_batch_size(batch_size)
-    sampler = SeededSampler(len(data), seed, shuffle, rank, world_size)
+    sampler = SeededSampler(len(data), seed, shuffle, rank, world_size, enough=batch_size)
     return DataLoader(
         data, batch_size=batch_size, sampler=sampler, collate_fn=_as_it_is, drop_last=len(sampler) > batch_size
     )

@@ -14,11 +14,12 @@ presets `light`, `street` and `medical` do. What differs:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
+from segkit.data.focus import Aim, Focus, find_aim
 from segkit.data.intensity import clipped
 from segkit.data.sample import Sample
 from segkit.data.warp import Move, move_image, move_planes
@@ -112,32 +113,40 @@ class FastAugment:
     Attributes:
         spec: name of the preset.
         crop: (height, width) of every result, or None for the size of the sample.
+        focus: what crops are placed on, None for anywhere.
         clip: (low, high) per band, see `clipped`; training sets what the model clips.
     """
 
-    def __init__(self, spec: str, format: MaskFormat, crop: tuple[int, int] | None) -> None:
-        self.spec, self.crop = spec, crop
+    def __init__(self, spec: str, format: MaskFormat, crop: tuple[int, int] | None, focus: Focus | None = None) -> None:
+        self.spec, self.crop, self.focus = spec, crop, focus
         self.clip: Sequence[tuple[float, float]] | None = None
         self._preset, self._ignore_index = FAST_PRESETS[spec], format.ignore_index
 
     def __call__(self, sample: Sample, seed: int) -> Sample:
         """A new sample; a function of (sample, seed) alone."""
-        move, colours = draw(self._preset, self.crop or sample.size_hw, sample.size_hw, seed)
+        aim = find_aim(self.focus, sample.stored_planes, seed)
+        move, colours = draw(self._preset, self.crop or sample.size_hw, sample.size_hw, seed, aim)
         image = clipped(move_image(sample.image, move), self.clip)
         planes = move_planes(sample.stored_planes, move, self._ignore_index)
         return Sample(sample.stem, _change_colours(image, colours), planes, sample.spacing_mm)
 
 
-def draw(preset: FastPreset, size_hw: tuple[int, int], image_hw: tuple[int, int], seed: int) -> tuple[Move, Colours]:
+def draw(
+    preset: FastPreset, size_hw: tuple[int, int], image_hw: tuple[int, int], seed: int, aim: Aim | None = None
+) -> tuple[Move, Colours]:
     """What a preset does to one sample; a function of the arguments alone.
 
     Args:
         size_hw: (height, width) of the result.
         image_hw: (height, width) of the image.
         seed: see `segkit.data.datasets.sample_seed`.
+        aim: what the crop is to hold, None for a crop anywhere. All else is drawn as without.
     """
     rng = np.random.default_rng(seed)
-    return _draw_move(preset, size_hw, image_hw, rng), _draw_colours(preset, rng)
+    move = _draw_move(preset, size_hw, image_hw, rng)
+    if aim is not None:
+        move = replace(move, corner=aim.corner(move.window_hw, image_hw))
+    return move, _draw_colours(preset, rng)
 
 
 def turned_from_gray(hue_deg: float) -> np.ndarray:

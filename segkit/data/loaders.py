@@ -7,11 +7,12 @@ import signal
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segkit.data.datasets import MaskDataset
 from segkit.data.sample import Batch, Sample
@@ -51,12 +52,29 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch([s.stem for s in samples], images, target, shared)
 
 
-def group_by_size(samples: Sequence[Sample]) -> list[Batch]:
-    """One batch for each size (and number of bands, depth, spacing) among the samples, in the order of first sight."""
-    groups: dict[tuple, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        groups[(sample.image.shape, sample.image.dtype.str, sample.spacing_mm)].append(sample)
-    return [collate(group) for group in groups.values()]
+def group_by_size(numbered: Sequence[tuple[int, Sample]]) -> list[Batch]:
+    """One batch for each size (and number of bands, depth, spacing) among the samples, in the order of first sight.
+
+    Args:
+        numbered: each sample with its number in the data set, which becomes `Batch.indices`.
+    """
+    groups: dict[tuple, list[tuple[int, Sample]]] = defaultdict(list)
+    for index, sample in numbered:
+        groups[(sample.image.shape, sample.image.dtype.str, sample.spacing_mm)].append((index, sample))
+    return [replace(collate([s for _, s in group]), indices=[i for i, _ in group]) for group in groups.values()]
+
+
+class Numbered(Dataset):
+    """The samples of a data set, each with its number; keys are those of `SeededSampler`."""
+
+    def __init__(self, ds: MaskDataset) -> None:
+        self.ds = ds
+
+    def __len__(self) -> int:
+        return len(self.ds)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, Sample]:
+        return key[1], self.ds[key]
 
 
 class SeededSampler(Sampler[tuple[int, int]]):
@@ -68,8 +86,10 @@ class SeededSampler(Sampler[tuple[int, int]]):
         shuffle: a new order in each epoch, or the order of the data set.
         rank: of this process.
         world_size: number of processes; each gets the same number of samples where `even`.
-        even: repeat the first samples until all ranks have the same number, as training in step needs; without
-            it every sample comes exactly once.
+        even: give all ranks the same number, as training in step needs: the first samples are repeated, or, where
+            each rank has `enough` samples without, the last ones are left out. Without it every sample comes
+            exactly once.
+        enough: samples of a rank, usually a batch; None repeats always.
     """
 
     def __init__(
@@ -80,11 +100,12 @@ class SeededSampler(Sampler[tuple[int, int]]):
         rank: int = 0,
         world_size: int = 1,
         even: bool = True,
+        enough: int | None = None,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size} processes: expected 0 to {world_size - 1}.")
         self.length, self.seed, self.shuffle = length, seed, shuffle
-        self.rank, self.world_size, self.even = rank, world_size, even
+        self.rank, self.world_size, self.even, self.enough = rank, world_size, even, enough
         self.epoch, self.start = 0, 0
 
     def set_epoch(self, epoch: int, start: int | None = None) -> None:
@@ -102,17 +123,22 @@ class SeededSampler(Sampler[tuple[int, int]]):
             yield epoch, int(index)
 
     def __len__(self) -> int:
-        return len(range(self.rank, self._padded_length, self.world_size)) - self.start
+        return len(range(self.rank, self._evened_length, self.world_size)) - self.start
 
     @property
-    def _padded_length(self) -> int:
-        return -(-self.length // self.world_size) * self.world_size if self.even else self.length
+    def _evened_length(self) -> int:
+        if not self.even:
+            return self.length
+        share = self.length // self.world_size
+        if self.enough is None or share < self.enough:
+            share = -(-self.length // self.world_size)
+        return share * self.world_size
 
     def _order(self, epoch: int) -> np.ndarray:
         order = np.arange(self.length)
         if self.shuffle:
             np.random.default_rng([self.seed, epoch]).shuffle(order)
-        return np.resize(order, self._padded_length)
+        return np.resize(order, self._evened_length)
 
 
 def train_loader(
@@ -128,7 +154,8 @@ def train_loader(
 ) -> DataLoader:
     """Batches of augmented samples; `loader.sampler.set_epoch(e)` before each epoch.
 
-    The last batch is dropped when it is not full and there is another one.
+    The last batch is dropped when it is not full and there is another one. W ranks with batches of N see in each step
+    the samples that one process with batches of W * N sees.
 
     Args:
         batch_size: samples per batch and rank.
@@ -136,7 +163,7 @@ def train_loader(
         start_method: `fork` or `spawn`; default that of the platform.
     """
     check_batch_size(batch_size)
-    sampler = SeededSampler(len(ds), seed, shuffle, rank, world_size)
+    sampler = SeededSampler(len(ds), seed, shuffle, rank, world_size, enough=batch_size)
     return DataLoader(
         ds,
         batch_size=batch_size,
@@ -156,13 +183,19 @@ def eval_loader(
     world_size: int = 1,
     start_method: str | None = None,
 ) -> DataLoader:
-    """Lists of batches, one for each size among the next `batch_size` samples; every sample once over all ranks."""
+    """Lists of batches, one for each size among the next `batch_size` samples; every sample once over all ranks.
+
+    A rank without samples gets one empty list.
+    """
     check_batch_size(batch_size)
     sampler = SeededSampler(len(ds), 0, False, rank, world_size, even=False)
+    order: dict[str, Any] = {"batch_size": batch_size, "sampler": sampler}
+    if len(sampler) == 0:
+        # Lightning would leave the whole validation out, in which the other ranks wait for this one.
+        order = {"batch_sampler": [[]]}
     return DataLoader(
-        ds,
-        batch_size=batch_size,
-        sampler=sampler,
+        Numbered(ds),
+        **order,
         collate_fn=group_by_size,
         **_process_options(workers, world_size, start_method, persistent=False),
     )

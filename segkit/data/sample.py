@@ -66,12 +66,14 @@ class Batch:
         images: (N, B, H, W) as stored: uint8 stays uint8 until it is on the device.
         target: (N, P, H, W) of `MaskFormat.torch_dtype`.
         spacing_mm: (row, column) distances that all samples share, else None.
+        indices: N numbers of the samples in their data set, where batches are scored; else None.
     """
 
     stems: list[str]
     images: Tensor
     target: Tensor
     spacing_mm: tuple[float, ...] | None = None
+    indices: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.stems)

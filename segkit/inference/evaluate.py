@@ -65,7 +65,7 @@ def evaluate(
                     logits = image_logits(model, batch.images, tile, batch.spacing_mm)
             except ValueError as error:
                 raise ValueError(f"{data.images}, {batch.stems[0]}: {error}") from error
-            counts.update(model.format.decode(logits), batch.target)
+            counts.update(model.format.decode(logits), batch.target, batch.indices)
             done += len(batch)
         if progress is not None:
             progress(done, len(data))

@@ -7,19 +7,18 @@ a loss of pixels or areas, which finds the class in the first place.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from segkit.formats.mask_format import BACKGROUND, MaskFormat
+from segkit.formats.class_places import parse_members
+from segkit.formats.mask_format import MaskFormat
 from segkit.losses.base import SegmentationLoss, full_logits
 from segkit.ops.distance import distance_to
 from segkit.ops.loss_tiles import check_planes
 from segkit.ops.skeleton import soft_skeleton
 from segkit.ops.upsample import CoarseLogits
-from segkit.suggest import closest
 
 
 class ShapeLoss(SegmentationLoss):
@@ -115,21 +114,6 @@ class ClDice(ShapeLoss):
         precision = _share(lines, areas)
         sensitivity = _share(true_lines, torch.where(valid, probs, 0.0))
         return 1.0 - (2.0 * precision * sensitivity / (precision + sensitivity)).mean()
-
-
-def parse_members(classes: Any, format: MaskFormat) -> list[int]:
-    """Class numbers from names; None is all but `background`, where there are others."""
-    if classes is None:
-        return [n for n, name in enumerate(format.names) if name != BACKGROUND or format.num_classes == 1]
-    if isinstance(classes, str) or not isinstance(classes, Iterable):
-        raise ValueError(f"classes is {classes!r}: expected a list of class names.")
-    names = [str(name) for name in classes]
-    for name in names:
-        if name not in format.names:
-            raise ValueError(f"classes names {name!r}, which is no class. {closest(name, format.names)}")
-    if not names:
-        raise ValueError("classes is empty: name at least one class, or leave it out for all but `background`.")
-    return [n for n, name in enumerate(format.names) if name in names]
 
 
 def _share(lines: Tensor, areas: Tensor) -> Tensor:

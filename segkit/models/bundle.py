@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from segkit.data.reading import ImageReading
 from segkit.formats.codec import Codec
@@ -29,11 +29,19 @@ from segkit.models.statistics import PixelStatistics
 from segkit.ops.sizes import resize_from_json, resize_to_json
 
 
-def save_bundle(model: Segmenter, folder: str | Path, codec: Codec | None = None, **notes: Any) -> Path:
+def save_bundle(
+    model: Segmenter,
+    folder: str | Path,
+    codec: Codec | None = None,
+    *,
+    state: dict[str, Tensor] | None = None,
+    **notes: Any,
+) -> Path:
     """Write `model` as a bundle; the folder is replaced whole or not at all.
 
     Args:
         codec: how predictions are written, usually the codec of the training masks.
+        state: state dict of the network, where it is not the model's own.
         notes: JSON-ready values to keep beside it, such as the score it reached.
     """
     from safetensors.torch import save_file
@@ -43,8 +51,8 @@ def save_bundle(model: Segmenter, folder: str | Path, codec: Codec | None = None
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     fresh.chmod(0o755)
     try:
-        state = {k: v.detach().cpu().contiguous().clone() for k, v in model.network.state_dict().items()}
-        save_file(state, fresh / WEIGHTS)
+        tensors = model.network.state_dict() if state is None else state
+        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, fresh / WEIGHTS)
         text = json.dumps(_describe(model, codec, notes), indent=2, ensure_ascii=False)
         (fresh / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
         _replace_folder(fresh, folder)

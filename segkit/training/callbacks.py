@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar
 from segkit.formats.codec import Codec
 from segkit.formats.files import write_whole
 from segkit.models.bundle import save_bundle
+from segkit.training.averaging import AveragedWeights
 from segkit.training.settings import MONITORS
+from segkit.training.sharding import whole_state
 
 log = logging.getLogger("segkit")
 
@@ -26,10 +29,17 @@ def lower_is_better(monitor: str) -> bool:
 
 
 class BestBundle(Callback):
-    """Keep `folder` the bundle of the best validation score so far; without validation, of the last epoch."""
+    """Keep `folder` the bundle of the best validation score so far; without validation, of the last epoch.
 
-    def __init__(self, folder: Path, codec: Codec | None, monitor: str | None) -> None:
+    Args:
+        averaged: holds the weights to save; None saves those of the model.
+    """
+
+    def __init__(
+        self, folder: Path, codec: Codec | None, monitor: str | None, averaged: AveragedWeights | None = None
+    ) -> None:
         self.folder = folder
+        self.averaged = averaged
         self.codec = codec
         self.monitor = monitor
         self.best: float | None = None
@@ -49,7 +59,8 @@ class BestBundle(Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self.best_epoch is None:
-            log.warning("%s was never a number: the weights of the last epoch are kept.", self.monitor)
+            if trainer.is_global_zero:
+                log.warning("%s was never a number: the weights of the last epoch are kept.", self.monitor)
             self._save(trainer, module, None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -64,9 +75,12 @@ class BestBundle(Callback):
 
     def _save(self, trainer: L.Trainer, module: L.LightningModule, value: float | None) -> None:
         self.best, self.best_epoch = value, trainer.current_epoch
-        if trainer.is_global_zero:
-            notes = {"trained": {"epoch": trainer.current_epoch, "monitor": self.monitor, "score": value}}
-            save_bundle(module.model, self.folder, self.codec, **notes)  # type: ignore[arg-type]
+        notes = {"trained": {"epoch": trainer.current_epoch, "monitor": self.monitor, "score": value}}
+        model: Any = module.model
+        with nullcontext() if self.averaged is None else self.averaged.applied():
+            state = whole_state(model.network)  # by all processes
+            if trainer.is_global_zero:
+                save_bundle(model, self.folder, self.codec, state=state, **notes)
 
 
 class MetricsFile(Callback):

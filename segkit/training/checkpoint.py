@@ -126,8 +126,8 @@ class RunCheckpoint(Checkpoint):
 
     def _save(self, trainer: L.Trainer, module: L.LightningModule, batches: int, epoch: int | None = None) -> None:
         mean: Any = module.train_loss
-        with mean.sync_context():  # over all ranks
-            sums = {name: value.detach().cpu().clone() for name, value in mean.metric_state.items()}
+        own = torch.stack([mean.mean_value, mean.weight])
+        sums = trainer.strategy.all_gather(own).reshape(-1, 2).cpu()  # a row for each rank
         self._position = {
             "epoch": trainer.current_epoch if epoch is None else epoch,
             "batches": batches,
@@ -157,10 +157,11 @@ class RunCheckpoint(Checkpoint):
         loader.sampler.set_epoch(position["epoch"], start=position["batches"] * loader.batch_sampler.batch_size)
         trainer.should_stop = position["should_stop"]
         mean: Any = module.train_loss
-        mean.update(0.0, 0.0)  # of nothing; a mean that was never updated warns
-        if trainer.is_global_zero:  # whose share is that of all ranks
-            for name, value in position["train_loss"].items():
-                setattr(mean, name, value.to(module.device))
+        mean.update(0.0)  # a mean that was never updated warns
+        sums = position["train_loss"].to(module.device)
+        if len(sums) != trainer.world_size:  # other processes: all that was summed is the share of the first
+            sums = torch.cat([sums.sum(0, keepdim=True), sums.new_zeros(trainer.world_size - 1, 2)])
+        mean.mean_value, mean.weight = sums[trainer.global_rank]
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
         self._asked_to_stop = True

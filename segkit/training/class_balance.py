@@ -1,7 +1,8 @@
-"""Class weights counted from training data, in place of the word `balanced` in a loss."""
+"""Weights of classes counted from training data: `balanced` in a loss, and `rare` in the focus of crops."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from segkit.data.datasets import MaskDataset
+from segkit.data.focus import Focus
 from segkit.formats.mask_format import MaskFormat
 from segkit.losses.class_weights import BALANCED, balanced_weights
 
@@ -57,6 +59,29 @@ def count_class_weights(
         return _with_weights(spec, [], None)
     weights = balanced_weights(*class_pixels(data, _MASKS, progress))
     return _with_weights(spec, names, dict(zip(data.format.names, weights, strict=True)))
+
+
+def waits_for_counts(data: MaskDataset) -> bool:
+    """Whether the crops of `data` are to be placed on rare classes, and nobody has counted which those are."""
+    focus: Focus | None = getattr(data.augment, "focus", None)
+    return focus is not None and focus.weights is None
+
+
+def focus_on_rare(data: MaskDataset, progress: Callable[[int, int], None] | None = None) -> MaskDataset:
+    """The data set with chances of classes in a focus on rare ones: they are those of `balanced_weights`.
+
+    Args:
+        data: the training part; returned as it is where no focus waits for numbers. Its masks are read as by
+            `count_class_weights`, so that equal data give equal numbers.
+        progress: called with (masks counted, masks in all).
+    """
+    if not waits_for_counts(data):
+        return data
+    counted, augment = copy.copy(data), copy.copy(data.augment)
+    weights = balanced_weights(*class_pixels(data, _MASKS, progress))
+    augment.focus = augment.focus.weighted(weights)  # type: ignore[union-attr]
+    counted.augment = augment
+    return counted
 
 
 def class_pixels(

@@ -13,7 +13,6 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
@@ -26,14 +25,20 @@ from segkit.metrics.scores import Scores
 from segkit.models.bundle import load_weights
 from segkit.models.devices import has_bfloat16, pick_device
 from segkit.models.segmenter import FEW, Segmenter
+from segkit.processes import is_main_process
+from segkit.training.averaging import AveragedWeights
 from segkit.training.callbacks import BestBundle, EpochBar, MetricsFile, lower_is_better
 from segkit.training.checkpoint import DurableFiles, RunCheckpoint, clear_leftovers
+from segkit.training.class_balance import focus_on_rare
 from segkit.training.compiling import CompiledTraining, check_one_size, compile_mode, leave_uncompiled
+from segkit.training.distributed import count_processes, environments, model_to_train, pick_strategy
 from segkit.training.engine import determinism_restored, quiet_lightning
 from segkit.training.environment import describe_environment
+from segkit.training.launching import others_may_end
 from segkit.training.lines import EpochLines
 from segkit.training.loggers import LoggedChoices, check_loggers, open_loggers
 from segkit.training.module import SegmentationModule
+from segkit.training.named_optimizers import check_optimizer
 from segkit.training.pictures import CurvesPicture, ValidationPictures
 from segkit.training.preemption import AGAIN, Preempted
 from segkit.training.settings import train_settings
@@ -102,25 +107,32 @@ def fit(
     check_loggers(chosen.loggers)
     out, place = Path(out), pick_device(chosen.device)
     _check_formats(model, train, val)
+    check_optimizer(chosen.optimizer)
     mode = compile_mode(chosen.compile)
     if mode is not None:
         check_one_size(train)
     if data_on_device:
         device_augment(train)
+    train = focus_on_rare(train)
     model.reading = train.reading.for_new_images()
     if val is not None:
         check_normalize(model, val)
         val = as_stored(val)
+    processes = count_processes(chosen, place)
+    strategy = pick_strategy(chosen, processes, model)
     checkpoint = _checkpoint_to_resume(out) if resume else None
     if not resume:
         refuse_used_folder(out)
         fit_pixel_statistics(model, train)
-    out.mkdir(parents=True, exist_ok=True)
     if chosen.channels_last:
         model.to(memory_format=torch.channels_last)
+    model.train()  # one that was loaded to predict normalises with the statistics it has, and would not learn them
+    trained = model_to_train(model, chosen, processes)
     loss = build_loss({"cross_entropy": 1, "dice": 1}, model.format) if loss is None else loss
-    module = SegmentationModule(model, loss, train, val, chosen, data_on_device=data_on_device)
-    best = BestBundle(out / "model", train.codec, chosen.monitor if val is not None else None)
+    module = SegmentationModule(trained, loss, train, val, chosen, data_on_device=data_on_device)
+    out.mkdir(parents=True, exist_ok=True)
+    averaged = None if chosen.ema is None else AveragedWeights(trained.network, chosen.ema)
+    best = BestBundle(out / "model", train.codec, chosen.monitor if val is not None else None, averaged)
     show = sys.stderr.isatty() if progress is None else progress
     metrics = MetricsFile(out / "metrics.csv")
     extra = [*callbacks, best, metrics, EpochLines(best, tell, _terminal() if show and tell is print else None)]
@@ -136,14 +148,18 @@ def fit(
         direction = "min" if lower_is_better(chosen.monitor) else "max"
         extra.append(EarlyStopping(chosen.monitor, patience=chosen.patience, mode=direction))
     if mode is not None:
-        extra.append(CompiledTraining(model.network, mode))
+        extra.append(CompiledTraining(trained.network, mode))
+    if averaged is not None:
+        extra.append(averaged)  # after all that look at what was validated
     if show:
         extra.append(EpochBar())
-    with quiet_lightning(), determinism_restored(), open_loggers(chosen.loggers, out, checkpoint) as loggers:
+    logging = open_loggers(chosen.loggers, out, checkpoint)
+    with quiet_lightning(), determinism_restored(), others_may_end(), logging as loggers:
         trainer = L.Trainer(
             accelerator={"cuda": "gpu"}.get(place.type, place.type),
-            devices=chosen.devices if place.index is None else [place.index],
-            num_nodes=chosen.nodes,
+            devices=processes.devices,
+            num_nodes=processes.nodes,
+            strategy=strategy,
             precision=_precision(chosen.precision, place),  # type: ignore[arg-type]
             max_epochs=chosen.epochs,
             accumulate_grad_batches=chosen.accumulate,
@@ -152,7 +168,7 @@ def fit(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,
             callbacks=extra,
-            plugins=_plugins(files),
+            plugins=[files, *environments()],
             logger=loggers,
             log_every_n_steps=1,
             enable_progress_bar=show,
@@ -173,10 +189,13 @@ def fit(
                 raise
             raise KeyboardInterrupt from None  # Lightning ends so after Ctrl-C
         finally:
-            leave_uncompiled(model.network)
-    # Only the first process wrote the bundle; the others read it when it is whole.
-    trainer.strategy.barrier()
+            leave_uncompiled(trained.network)
+            if module.auxiliary is not None:
+                module.auxiliary.release()
+        # Only the first process wrote the bundle; the others read it when it is whole.
+        trainer.strategy.barrier()
     load_weights(model, out / "model")
+    model.statistics = trained.statistics
     model.eval()
     return FitResult(out, best.best, best.best_epoch, trainer.current_epoch, module.scores)
 
@@ -194,7 +213,8 @@ def _checkpoint_to_resume(out: Path) -> str:
     checkpoint = out / CHECKPOINT
     if not checkpoint.is_file():
         raise ValueError(f"{out}: nothing to resume, {checkpoint} is not there. Train without resume.")
-    clear_leftovers(out)
+    if is_main_process():
+        clear_leftovers(out)
     return str(checkpoint)
 
 
@@ -224,12 +244,6 @@ def _precision(precision: str, place: torch.device) -> str:
     if place.type != "cuda":
         return "32-true"
     return "bf16-mixed" if has_bfloat16() else "16-mixed"
-
-
-def _plugins(files: DurableFiles) -> list[Any]:
-    # Lightning would catch the signals of SLURM, save to a file of its own, requeue the job, and start from that file.
-    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-    return [files, *slurm]
 
 
 def _terminal() -> Any:

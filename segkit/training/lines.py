@@ -44,11 +44,11 @@ class EpochLines(Callback):
         self._started_s = time.monotonic()
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        loss = float(module.train_loss.compute())  # type: ignore[union-attr, operator]
         if not trainer.is_global_zero:
-            return
+            return  # after what all processes compute together
         self._took_s.append(time.monotonic() - self._started_s)
         scores = trainer.callback_metrics if validated(trainer, module) else {}
-        loss = float(module.train_loss.compute())  # type: ignore[union-attr, operator]
         if self.console is None:
             self.tell(self._line(trainer, loss, scores))
         else:

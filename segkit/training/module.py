@@ -21,9 +21,13 @@ from segkit.metrics.counts import PixelCounts
 from segkit.metrics.scores import Scores
 from segkit.models.segmenter import Segmenter
 from segkit.models.statistics import PixelStatistics
+from segkit.training.auxiliary import AuxiliaryHeads
+from segkit.training.distributed import share_buffers
+from segkit.training.mixing import Mixer
 from segkit.training.optimizer import build_optimizer, build_schedule
 from segkit.training.settings import MONITORS, TrainSettings
-from segkit.training.step import loss_of, training_loss
+from segkit.training.sharding import ShardedStrategy, hold_shares, hold_whole, shard
+from segkit.training.step import image_losses, training_loss
 
 
 def with_clip(train: MaskDataset, statistics: PixelStatistics) -> MaskDataset:
@@ -56,6 +60,9 @@ class SegmentationModule(L.LightningModule):
         self.model = model
         self.loss = loss
         self.settings = settings
+        weight = settings.deep_supervision
+        self.auxiliary = None if weight is None else AuxiliaryHeads(model, weight, settings.seed)
+        self.mixer = Mixer(settings.mix, model.format, settings.seed)
         self.counts = PixelCounts(model.format)
         # Of the epoch so far; ours, as Lightning's own means are in no checkpoint. It would look for NaN at every step.
         self.train_loss = MeanMetric(nan_strategy="disable")
@@ -64,6 +71,11 @@ class SegmentationModule(L.LightningModule):
         self._train, self._val, self._data_on_device = train, val, data_on_device
         self._train_on_device: DeviceDataset | None = None
         self._val_losses: list[Tensor] = []
+
+    def configure_model(self) -> None:
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ShardedStrategy):
+            shard(self.model.network, strategy.device_mesh["data_parallel"])
 
     # Data ----------------------------------------------------------------------------------------------
 
@@ -113,7 +125,9 @@ class SegmentationModule(L.LightningModule):
             torch.get_device_module(self.device).manual_seed(seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = training_loss(self.model, self.loss, batch.images, batch.target)
+        key = self.current_epoch, batch_idx, self.global_rank
+        images, target = self.mixer(batch.images, batch.target, key)
+        loss = training_loss(self.model, self.loss, images, target, self.auxiliary)
         self.log("loss", loss.detach(), prog_bar=True)
         # Filled on the device: a number would be copied there, which waits for all that it computes.
         self.train_loss.update(loss.detach(), torch.full_like(loss, len(batch), requires_grad=False))
@@ -129,11 +143,19 @@ class SegmentationModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         plan = self.settings
-        optimizer = build_optimizer(self.model, plan.lr, plan.encoder_lr_factor, plan.weight_decay)
+        optimizer = build_optimizer(
+            self.model,
+            plan.lr,
+            plan.encoder_lr_factor,
+            plan.weight_decay,
+            name=plan.optimizer,
+            layer_decay=plan.layer_decay,
+            beside=self.auxiliary.parameters() if self.auxiliary is not None else (),
+        )
         # From the loader itself: Lightning's estimated_stepping_batches would start it and disturb its state.
         batches = len(self.train_dataloader())
         steps = -(-batches // plan.accumulate) * plan.epochs
-        scheduler = build_schedule(optimizer, plan.schedule, steps, round(plan.warmup * steps))
+        scheduler = build_schedule(optimizer, plan.schedule, steps, plan.warmup)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -147,6 +169,8 @@ class SegmentationModule(L.LightningModule):
     # Validation ----------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
+        share_buffers(self.model)
+        hold_whole(self.model.network)
         self.counts.reset()
         self._val_losses = []
 
@@ -154,9 +178,9 @@ class SegmentationModule(L.LightningModule):
         decoded = []
         for part in parts:
             logits = self.model.predict_coarse_logits(part.images, part.spacing_mm)
-            self._val_losses.append(loss_of(self.loss, logits, part.target).detach() * len(part.stems))
             decoded.append(self.model.format.decode(logits))
-            self.counts.update(decoded[-1], part.target)
+            self._val_losses.append(image_losses(self.loss, logits, part.target).sum())
+            self.counts.update(decoded[-1], part.target, part.indices)
         return {"pred": decoded}  # callbacks look at them before the next batch
 
     def on_validation_epoch_end(self) -> None:
@@ -168,4 +192,6 @@ class SegmentationModule(L.LightningModule):
             self.log(name, means[name] or 0.0, prog_bar=name == self.settings.monitor)
         images = max(1, len(self._val))  # type: ignore[arg-type]
         total = torch.stack(self._val_losses).sum() if self._val_losses else torch.zeros((), device=self.device)
-        self.log("val_loss", total * self.trainer.world_size / images, sync_dist=True)
+        hold_shares(self.model.network)
+        # A rank may have no image at all, so that a mean over ranks says nothing.
+        self.log("val_loss", self.trainer.strategy.reduce(total, reduce_op="sum") / images)

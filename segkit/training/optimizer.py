@@ -1,36 +1,60 @@
-"""AdamW over two groups of parameters, and how the learning rate moves."""
+"""The optimizer and its groups of parameters, and how the learning rate moves."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
+from segkit.models.encoder_stages import encoder_of, encoder_stages
 from segkit.models.segmenter import Segmenter
+from segkit.training.named_optimizers import make_optimizer
 
 
 def build_optimizer(
-    model: Segmenter, lr: float, encoder_lr_factor: float | None = None, weight_decay: float = 0.01
-) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) with a lower rate for an encoder that has learned before.
+    model: Segmenter,
+    lr: float,
+    encoder_lr_factor: float | None = None,
+    weight_decay: float = 0.01,
+    *,
+    name: str | Mapping[str, Any] = "adamw",
+    layer_decay: float | None = None,
+    beside: Iterable[nn.Parameter] = (),
+) -> torch.optim.Optimizer:
+    """An optimizer with lower rates for an encoder that has learned before.
 
     Args:
         lr: peak learning rate of decoder and head.
-        encoder_lr_factor: the encoder's rate as a share of `lr`; None is 0.3 for a pretrained encoder, else 1.
+        encoder_lr_factor: the encoder's rate as a share of `lr`; None is 0.3 for a pretrained encoder, else 1. With
+            `layer_decay` None is 1 for all, as rates fall without it.
         weight_decay: of weights of convolutions and matrices; biases and normalisation layers have none.
+        name: see `make_optimizer`; the default is AdamW (Loshchilov & Hutter 2019).
+        layer_decay: in (0, 1], rate of a stage of the encoder as a share of that of the next, see `encoder_stages`
+            (Clark et al. 2020; BEiT, Bao et al. 2022). The last stage has this share of the decoder's rate.
+        beside: parameters that are no part of `model`, such as those of auxiliary heads, at the rate of the decoder.
+
+    Raises:
+        ValueError: see `make_optimizer` and `encoder_stages`.
     """
     if encoder_lr_factor is None:
-        encoder_lr_factor = 0.3 if model.pretrained else 1.0
-    encoder = getattr(model.network, "encoder", None)
-    in_encoder = {id(p) for p in encoder.parameters()} if isinstance(encoder, nn.Module) else set()
+        encoder_lr_factor = 0.3 if model.pretrained and layer_decay is None else 1.0
+    encoder = encoder_of(model)
+    if layer_decay is not None:
+        stages, decay = encoder_stages(model), layer_decay
+    else:
+        stages, decay = [list(encoder.parameters())] if encoder is not None else [], 1.0
+    parts = [(lr * encoder_lr_factor * decay ** (len(stages) - i), stage) for i, stage in enumerate(stages)]
+    in_encoder = {id(p) for stage in stages for p in stage}
+    parts.append((lr, [*(p for p in model.parameters() if id(p) not in in_encoder), *beside]))
     groups = []
-    for rate, belongs in ((lr * encoder_lr_factor, True), (lr, False)):
-        parameters = [p for p in model.parameters() if p.requires_grad and (id(p) in in_encoder) == belongs]
-        groups.append({"params": [p for p in parameters if p.ndim > 1], "lr": rate, "weight_decay": weight_decay})
-        groups.append({"params": [p for p in parameters if p.ndim <= 1], "lr": rate, "weight_decay": 0.0})
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr)
+    for rate, part in parts:
+        trained = [p for p in part if p.requires_grad]
+        groups.append({"params": [p for p in trained if p.ndim > 1], "lr": rate, "weight_decay": weight_decay})
+        groups.append({"params": [p for p in trained if p.ndim <= 1], "lr": rate, "weight_decay": 0.0})
+    return make_optimizer(name, [g for g in groups if g["params"]], lr)
 
 
 def cosine(progress: float) -> float:
@@ -49,15 +73,29 @@ def constant(progress: float) -> float:
 
 
 SCHEDULES: dict[str, Callable[[float], float]] = {"cosine": cosine, "poly": poly, "constant": constant}
+ONE_CYCLE = "one_cycle"
 
 
 def build_schedule(
-    optimizer: torch.optim.Optimizer, name: str, total_steps: int, warmup_steps: int
-) -> torch.optim.lr_scheduler.LambdaLR:
-    """Linear warm-up to the peak rate, then the named schedule down to the last of `total_steps`."""
+    optimizer: torch.optim.Optimizer, name: str, total_steps: int, warmup: float | None = None
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Warm-up to the peak rate, then the named schedule down to the last of `total_steps`.
+
+    `cosine`, `poly` and `constant` rise linearly. `one_cycle` (Smith & Topin 2018) is torch's `OneCycleLR`: half a
+    cosine up from 1/25 of the peak and another down to almost nothing, while the momentum goes from 0.95 to 0.85 and
+    back, beta1 with Adam.
+
+    Args:
+        optimizer: its groups hold the peak rates.
+        name: of `SCHEDULES`, or `one_cycle`.
+        warmup: share of all steps over which the rate rises, in [0, 1); None is 0.3 for `one_cycle`, else 0.05.
+    """
+    if name == ONE_CYCLE:
+        return _one_cycle(optimizer, total_steps, 0.3 if warmup is None else warmup)
     if name not in SCHEDULES:
-        raise ValueError(f"unknown schedule {name!r}: expected one of {', '.join(SCHEDULES)}.")
+        raise ValueError(f"unknown schedule {name!r}: expected one of {', '.join((*SCHEDULES, ONE_CYCLE))}.")
     shape = SCHEDULES[name]
+    warmup_steps = round((0.05 if warmup is None else warmup) * total_steps)
 
     def factor(step: int) -> float:
         if step < warmup_steps:
@@ -65,3 +103,17 @@ def build_schedule(
         return shape(min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def _one_cycle(
+    optimizer: torch.optim.Optimizer, total_steps: int, warmup: float
+) -> torch.optim.lr_scheduler.OneCycleLR:
+    # An optimizer without momentum keeps without; torch takes beta1 of Adam and its kin for momentum.
+    has_momentum = "betas" in optimizer.defaults or optimizer.defaults.get("momentum", 0.0) > 0.0
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        total_steps=total_steps,
+        pct_start=warmup,
+        cycle_momentum=has_momentum,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -13,6 +13,7 @@ from pydantic import (
     PositiveInt,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from segkit.suggest import closest
@@ -23,6 +24,36 @@ MONITORS = ("pooled_iou", "pooled_dice", "per_image_iou", "per_image_dice", "val
 LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
+class MixSettings(BaseModel):
+    """Share of the training batches that are mixed, by the way of mixing; see `segkit.training.mixing.Mixer`.
+
+    Attributes:
+        cutmix: boxes of other images.
+        classmix: half of the classes of other images.
+        copy_paste: `classes` of other images.
+        classes: what `copy_paste` pastes; None for all but `background`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cutmix: float = Field(0.0, ge=0, le=1)
+    classmix: float = Field(0.0, ge=0, le=1)
+    copy_paste: float = Field(0.0, ge=0, le=1)
+    classes: Annotated[list[str | int], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_way_per_batch(self) -> MixSettings:
+        total = self.cutmix + self.classmix + self.copy_paste
+        if not 0 < total <= 1:
+            raise ValueError(
+                "shares of `cutmix`, `classmix` and `copy_paste` that add up to more than 0 and at most 1, as each "
+                f"batch is mixed in one way: they add up to {total:g}"
+            )
+        if self.classes is not None and not self.copy_paste:
+            raise ValueError("`copy_paste` where `classes` is given, which it pastes")
+        return self
+
+
 class TrainSettings(BaseModel):
     """How long, how fast, and where.
 
@@ -30,13 +61,20 @@ class TrainSettings(BaseModel):
         epochs: passes over the training set.
         batch_size: images per device and step.
         lr: peak learning rate of decoder and head.
+        optimizer: name of an optimizer of torch or timm, or a mapping of `name` and options, see `make_optimizer`.
         encoder_lr_factor: see `build_optimizer`.
+        layer_decay: in (0, 1], see `build_optimizer`; None for one rate in the whole encoder.
         weight_decay: see `build_optimizer`.
-        schedule: how the rate falls after the warm-up, see `segkit.training.optimizer`.
-        warmup: share of all steps in [0, 1) over which the rate rises.
+        schedule: how the rate falls after the warm-up, see `build_schedule`.
+        warmup: share of all steps in [0, 1) over which the rate rises; None is 0.3 for `one_cycle`, else 0.05.
+        ema: decay in [0, 1) per step of an average of the weights, which is validated and kept in their place, see
+            `segkit.training.averaging`; None for no average.
         accumulate: batches whose gradients are added before one optimizer step.
         clip_norm: largest norm of the gradient, None for no limit.
         seed: of sampling, augmentation and dropout.
+        mix: share of the batches that are mixed by `cutmix`, `classmix` or `copy_paste`; see `MixSettings`.
+        deep_supervision: weight of the losses of auxiliary heads inside the network, all together, beside 1 for its own
+            logits, see `segkit.training.auxiliary`; None for no such heads.
         monitor: one of `MONITORS`, decides which epoch is best.
         patience: stop after so many validations without improvement; None never stops early.
         validate_every: epochs from one validation to the next.
@@ -44,7 +82,11 @@ class TrainSettings(BaseModel):
         precision: `auto` is bf16 on CUDA (fp16 on GPUs without it) and float32 elsewhere; else any precision of
             `lightning.Trainer`.
         device: auto, cpu, cuda or mps.
-        devices, nodes: how many, as `lightning.Trainer` takes them.
+        devices, nodes: how many devices of each machine, `auto` for all GPUs, and how many machines; a process for each
+            device. torchrun and srun say it themselves.
+        strategy: how processes work together: `auto` and `ddp` give each a whole model, `fsdp` a share of it; or a
+            strategy of Lightning by its name.
+        sync_batchnorm: BatchNorm takes its statistics over the batches of all processes; None where it can, on CUDA.
         channels_last: store convolutions channels last, which is faster on GPU and CPU.
         compile: compile the network for training: True, or a mode of `torch.compile` in
             `segkit.training.compiling.MODES`. Training images have to come in one size.
@@ -59,13 +101,18 @@ class TrainSettings(BaseModel):
     epochs: PositiveInt = 50
     batch_size: PositiveInt = 8
     lr: PositiveFloat = 1e-3
+    optimizer: str | dict[str, Any] = "adamw"
     encoder_lr_factor: PositiveFloat | None = None
+    layer_decay: float | None = Field(None, gt=0, le=1)
     weight_decay: NonNegativeFloat = 0.01
-    schedule: Literal["cosine", "poly", "constant"] = "cosine"
-    warmup: float = Field(0.05, ge=0, lt=1)
+    schedule: Literal["cosine", "poly", "constant", "one_cycle"] = "cosine"
+    warmup: float | None = Field(None, ge=0, lt=1)
+    ema: float | None = Field(None, ge=0, lt=1)
     accumulate: PositiveInt = 1
     clip_norm: PositiveFloat | None = 1.0
     seed: int = Field(0, ge=0)
+    mix: MixSettings | None = None
+    deep_supervision: PositiveFloat | None = None
     monitor: Literal["pooled_iou", "pooled_dice", "per_image_iou", "per_image_dice", "val_loss"] = "pooled_iou"
     patience: PositiveInt | None = None
     validate_every: PositiveInt = 1
@@ -74,6 +121,8 @@ class TrainSettings(BaseModel):
     device: str = "auto"
     devices: PositiveInt | Literal["auto"] = 1
     nodes: PositiveInt = 1
+    strategy: str = "auto"
+    sync_batchnorm: bool | None = None
     channels_last: bool = True
     compile: Literal["default", "reduce-overhead", "max-autotune"] | bool = False
     workers: int | None = Field(None, ge=0)
@@ -107,8 +156,10 @@ def train_settings(**given: Any) -> TrainSettings:
 
 
 def _explain(mistake: Any) -> str:
-    name = mistake["loc"][0]
+    name = ".".join(str(part) for part in mistake["loc"])
     if mistake["type"] == "extra_forbidden":
+        if name.startswith("mix."):
+            return f"unknown key {name!r}. {closest(name.removeprefix('mix.'), MixSettings.model_fields)}"
         return f"fit got an argument it does not know: {name!r}. {closest(str(name), TrainSettings.model_fields)}"
     expected = mistake["msg"].removeprefix("Input should be ").removeprefix("Value error, ").rstrip(".")
     return f"{name} is {mistake['input']!r}, expected {expected}."

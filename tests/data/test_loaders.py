@@ -60,7 +60,8 @@ def test_sizes_and_bands_that_differ_are_refused():
 
 def test_group_by_size_keeps_all_in_order():
     samples = [sample("a"), sample("b", (5, 6)), sample("c"), sample("d", (5, 6)), sample("e", bands=1)]
-    assert [b.stems for b in group_by_size(samples)] == [["a", "c"], ["b", "d"], ["e"]]
+    batches = group_by_size(list(zip([4, 7, 5, 9, 0], samples, strict=True)))
+    assert [(b.stems, b.indices) for b in batches] == [(["a", "c"], [4, 5]), (["b", "d"], [7, 9]), (["e"], [0])]
 
 
 # SeededSampler -----------------------------------------------------------------------------------------
@@ -88,6 +89,23 @@ def test_ranks_share_the_samples(length, world_size):
     once = [SeededSampler(length, 0, False, rank, world_size, even=False) for rank in range(world_size)]
     assert sorted(i for s in once for _, i in s) == list(range(length))
     assert [len(s) for s in once] == [len(list(s)) for s in once]
+
+
+@pytest.mark.parametrize(("length", "batch_size", "world_size"), [(7, 1, 2), (13, 2, 2), (11, 2, 3), (12, 2, 3)])
+def test_a_step_of_all_ranks_sees_the_batch_of_one_process(length, batch_size, world_size):
+    def batches(size, rank=0, world_size=1):
+        order = [i for _, i in SeededSampler(length, 3, True, rank, world_size, enough=size)]
+        return [order[k : k + size] for k in range(0, len(order) // size * size, size)]
+
+    of_ranks = [batches(batch_size, rank, world_size) for rank in range(world_size)]
+    together = [sorted(i for share in step for i in share) for step in zip(*of_ranks, strict=True)]
+    assert together == [sorted(batch) for batch in batches(batch_size * world_size)]
+
+
+def test_ranks_with_less_than_a_batch_repeat_samples():
+    shares = [[i for _, i in SeededSampler(5, 3, True, rank, 2, enough=3)] for rank in range(2)]
+    assert [len(share) for share in shares] == [3, 3]
+    assert set(shares[0] + shares[1]) == set(range(5))
 
 
 def test_an_epoch_goes_on_where_it_stopped():
@@ -155,6 +173,7 @@ def test_eval_sees_each_sample_once_over_all_ranks(tmp_path):
             assert len({b.images.shape[2:] for b in batches}) == len(batches)
             for batch in batches:
                 assert batch.images.shape[2:] == batch.target.shape[2:]
+                assert [ds.stems[i] for i in batch.indices] == batch.stems
                 seen += batch.stems
     assert sorted(seen) == ds.stems
 
@@ -198,7 +217,7 @@ def test_a_batch_has_the_spacing_that_all_its_samples_have():
         return Sample(stem, np.zeros((4, 5, 1), np.float32), np.zeros((4, 5, 1), np.uint8), spacing_mm)
 
     samples = [sample("a", (1.0, 2.0)), sample("b", None), sample("c", (1.0, 2.0)), sample("d", (2.0, 1.0))]
-    groups = [(batch.stems, batch.to("cpu").spacing_mm) for batch in group_by_size(samples)]
+    groups = [(batch.stems, batch.to("cpu").spacing_mm) for batch in group_by_size(list(enumerate(samples)))]
     assert groups == [(["a", "c"], (1.0, 2.0)), (["b"], None), (["d"], (2.0, 1.0))]
     assert collate(samples).spacing_mm is None
 

@@ -6,9 +6,10 @@ import re
 import pytest
 import torch
 
+from segkit.formats.class_places import parse_members
 from segkit.formats.mask_format import MaskFormat
 from segkit.losses.build import build_loss
-from segkit.losses.shape import Boundary, ClDice, parse_members
+from segkit.losses.shape import Boundary, ClDice
 from segkit.ops.upsample import CoarseLogits
 
 BINARY = MaskFormat.binary("vessel")

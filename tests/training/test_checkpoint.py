@@ -28,7 +28,10 @@ OPTIONS = {"epochs": 3, "batch_size": 2, "lr": 3e-3, "workers": 0, "device": "cp
 CASES = {
     "plain": {},
     "accumulate": {"accumulate": 2},
+    "ema": {"ema": 0.9, "accumulate": 2},
+    "one cycle": {"schedule": "one_cycle", "optimizer": "muon", "layer_decay": 0.7},
     "on device": {"data_on_device": True},
+    "mixed and supervised": {"mix": {"cutmix": 0.4, "classmix": 0.4}, "deep_supervision": 0.4},
     "rare validation": {"validate_every": 3, "epochs": 4},
 }
 
@@ -137,6 +140,13 @@ def test_a_validation_that_was_stopped_is_done_again_without_training(tmp_path, 
     assert seen.seen == [("val", 1, 0), ("val", 1, 1)]
 
 
+def test_a_run_stopped_while_averaged_weights_are_validated_goes_on_with_its_own(tmp_path, data):
+    whole = train(tmp_path / "whole", data, epochs=2, ema=0.9)
+    with pytest.raises(Preempted):
+        train(tmp_path / "cut", data, At(("val", 0, 1), terminate), epochs=2, ema=0.9)
+    assert_same(train(tmp_path / "cut", data, resume=True, epochs=2, ema=0.9), whole)
+
+
 def test_a_checkpoint_that_is_half_written_is_no_checkpoint(tmp_path, data, monkeypatch):
     def write_half(path, content):
         if write_half.left == 0:
@@ -198,75 +208,33 @@ def test_checkpoints_every_no_step_are_refused(tmp_path, data, steps):
         train(tmp_path / "run", data, checkpoint_every_steps=steps)
 
 
-LIVES = """
-import os, random, re, signal, subprocess, sys
-from pathlib import Path
-import segkit.experiment, segkit.inference.evaluate, segkit.inference.predictor, segkit.metrics.report
-from segkit.cli import main
-from segkit.training import checkpoint, fit
-from segkit.training.module import SegmentationModule
-
-config, run = sys.argv[1:]
-write = checkpoint.write_durably
-
-def live(arguments, events, end):
-    # A process that ends itself after so many steps, validation steps and checkpoints.
-    pid = os.fork()
-    if pid:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    os.setpgid(0, 0)
-    left = [events]
-
-    def count():
-        left[0] -= 1
-        if left[0] == 0:
-            end()
-
-    def counted(step):
-        def call(*given):
-            count()
-            return step(*given)
-        return call
-
-    def write_half(path, content):
-        if left[0] == 1:
-            path.parent.mkdir(exist_ok=True)
-            (path.parent / f".{path.name}.0.part").write_bytes(content[: len(content) // 2])
-        count()
-        write(path, content)
-
-    SegmentationModule.training_step = counted(SegmentationModule.training_step)
-    SegmentationModule.validation_step = counted(SegmentationModule.validation_step)
-    checkpoint.write_durably = write_half
-    main(arguments)
-
-def killed():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def terminated():  # and with it the workers, as by a scheduler
-    subprocess.run(["kill", "-TERM", "--", f"-{os.getpgid(0)}"])
-
-rng = random.Random(0)
-assert live(["train", config, "--out", run], 1, killed) == -9
-for number in range(4):
-    saved = Path(run, "config.yaml")
-    saved.write_text(re.sub("workers: .*", f"workers: {number % 2 * 2}", saved.read_text()))
-    end, code = (terminated, 75) if number == 3 else (killed, -9)
-    assert live(["train", "--resume", run], rng.randint(2, 5), end) == code, number
-assert live(["train", "--resume", run], 0, killed) == 0
-"""
-
-
-def test_a_process_killed_at_random_moments_leaves_the_run_folder_of_one_that_was_not(tmp_path):
+def test_a_process_killed_at_twenty_random_moments_leaves_the_run_folder_of_one_that_was_not(tmp_path):
     from tests.test_cli import segkit
 
     config = write_config(tmp_path, "exclusive")
-    text = config.read_text().replace("epochs: 1", "epochs: 4, checkpoint_every_steps: 1")
+    text = config.read_text().replace("epochs: 1", "epochs: 6, checkpoint_every_steps: 1")
     config.write_text(text)
-    assert segkit("train", config, "--out", tmp_path / "whole") == 0
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert segkit("train", config, "--out", whole) == 0
     lives = subprocess.run(
-        [sys.executable, "-c", LIVES, config, tmp_path / "cut"], capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", "tests.training.lives", config, cut],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert lives.returncode == 0, lives.stderr[-2000:]
-    for name in ("metrics.csv", "scores.json", "model/model.safetensors"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    for event in ("within a checkpoint", "training_step", "fsync", "replace"):
+        assert event in lives.stdout
+    for run in (whole, cut):
+        assert segkit("predict", run, tmp_path / "val/images", "--probabilities", "--out", run / "masks") == 0
+    names = ["metrics.csv", "scores.json", "model/model.safetensors"]
+    predicted = [path for path in sorted((whole / "masks").rglob("*.*")) if path.suffix != ".jsonl"]
+    assert len(predicted) >= 2 * 2
+    for name in (*names, *(str(path.relative_to(whole)) for path in predicted)):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+    states = [torch.load(run / "checkpoints/last.ckpt", weights_only=True) for run in (whole, cut)]
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        one, two = (torch.utils._pytree.tree_leaves(state[part]) for state in states)
+        for a, b in zip(one, two, strict=True):
+            assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, part

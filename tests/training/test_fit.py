@@ -72,6 +72,35 @@ def test_the_best_epoch_is_kept_not_the_last(tmp_path):
     assert result.best_epoch == scores.index(max(scores))
 
 
+def test_a_model_that_was_loaded_to_predict_is_trained_as_one_that_was_built(tmp_path):
+    format = FORMATS["binary"]
+    train = write_set(tmp_path / "t", format, 4)
+    built, *_ = run(tmp_path, format, "built", train=train)
+    loaded, *_ = run(tmp_path, format, "loaded", model=small_model(format).eval(), train=train)
+    for name, value in built.network.state_dict().items():
+        assert torch.equal(value, loaded.network.state_dict()[name]), name
+
+
+def test_named_optimizer_schedule_and_rates_by_stage_are_used(tmp_path):
+    seen = []
+
+    class Look(Callback):
+        def on_train_start(self, trainer, module):
+            seen.append((trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler))
+
+    options = {"schedule": "one_cycle", "layer_decay": 0.5, "optimizer": {"name": "sgd", "momentum": 0.8}}
+    run(tmp_path, FORMATS["binary"], callbacks=[Look()], **options)
+    ((optimizer, schedule),) = seen
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert isinstance(schedule, torch.optim.lr_scheduler.OneCycleLR)
+    assert len({group["initial_lr"] for group in optimizer.param_groups}) == 6
+
+
+def test_a_fused_optimizer_trains_with_clipping_in_mixed_precision(tmp_path):
+    *_, result, _ = run(tmp_path, FORMATS["binary"], optimizer={"name": "adamw", "fused": True}, precision="bf16-mixed")
+    assert result.best is not None
+
+
 def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path):
     format = FORMATS["exclusive"]
     train, val = write_set(tmp_path / "t", format, 6), write_set(tmp_path / "v", format, 2)
@@ -135,6 +164,8 @@ def test_bands_of_16_bit_images_get_the_statistics_of_the_data(tmp_path):
         ({"epoch": 3}, "Did you mean .epochs"),
         ({"resume": True}, "nothing to resume"),
         ({"schedule": "linear"}, "schedule is .linear., expected"),
+        ({"optimizer": "adamv"}, "unknown optimizer 'adamv'"),
+        ({"layer_decay": 1.5}, "layer_decay is 1.5, expected"),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(tmp_path, options, message):
