@@ -75,12 +75,14 @@ def train_experiment(
     from segkit.training.compiling import check_one_size
     from segkit.training.fit import fit, fit_pixel_statistics, refuse_used_folder
     from segkit.training.launching import others_may_end
+    from segkit.training.loggers import check_loggers
     from segkit.training.mixing import Mixer
     from segkit.training.named_optimizers import check_optimizer
 
     if not resume:
         refuse_used_folder(out)
     pick_device(config.train.device)
+    check_loggers(config.train.loggers)
     counted = progress if progress is not None else silent_progress
     codec = open_masks(config)
     build_loss(without_balance(config.loss, codec.format), codec.format)  # what is wrong with it is told at once
@@ -111,6 +113,7 @@ def train_experiment(
     if is_main_process():
         write_whole(out / "config.yaml", config.to_yaml().encode())
     settings = {**config.train.model_dump(), "data_on_device": config.data.cache == "device"}
+    settings["choices"] = config.model_dump(by_alias=True)
     result = fit(model, parts.train, parts.val, out=out, loss=loss, resume=resume, tell=tell, **settings)
     if result.best is not None and result.best_epoch is not None:
         tell(f"best {config.train.monitor} {result.best:.4f} in epoch {result.best_epoch + 1}")

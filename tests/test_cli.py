@@ -100,6 +100,7 @@ def test_a_run_folder_holds_what_the_design_says(trained):
     names = {p.name for p in run.iterdir()} - {"tensorboard"}
     assert names == {
         "config.yaml",
+        "curves.png",
         "environment.json",
         "metrics.csv",
         "checkpoints",

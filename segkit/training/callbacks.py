@@ -6,8 +6,6 @@ import csv
 import io
 import logging
 import math
-import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -106,7 +104,7 @@ class MetricsFile(Callback):
         row: dict[str, float] = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         metrics = trainer.callback_metrics
         row["train_loss"] = float(module.train_loss.compute())  # type: ignore[union-attr, operator]
-        if _validated(trainer, module):
+        if validated(trainer, module):
             row.update({name: float(metrics[name]) for name in MONITORS})
         row["lr"] = trainer.optimizers[0].param_groups[-1]["lr"]
         self.rows.append(row)
@@ -128,36 +126,7 @@ class MetricsFile(Callback):
         write_whole(self.path, text.getvalue().encode())
 
 
-class EpochLines(Callback):
-    """One line per epoch: loss, validation score, best so far, seconds."""
-
-    def __init__(self, best: BestBundle, tell: Callable[[str], None] = print) -> None:
-        self.best = best
-        self.tell = tell
-        self._started_s = 0.0
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._started_s = time.monotonic()  # of an epoch that is resumed
-
-    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        self._started_s = time.monotonic()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        loss = float(module.train_loss.compute())  # type: ignore[union-attr, operator]
-        if not trainer.is_global_zero:
-            return  # after what all processes compute together
-        metrics = trainer.callback_metrics
-        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}", f"loss {loss:.4f}"]
-        monitor = self.best.monitor
-        if monitor is not None and _validated(trainer, module):
-            parts.append(f"{monitor} {float(metrics[monitor]):.4f}")
-            if self.best.best is not None and self.best.best_epoch is not None:
-                parts.append(f"best {self.best.best:.4f} (epoch {self.best.best_epoch + 1})")
-        parts.append(f"{time.monotonic() - self._started_s:.1f} s")
-        self.tell("  ".join(parts))
-
-
-def _validated(trainer: L.Trainer, module: L.LightningModule) -> bool:
+def validated(trainer: L.Trainer, module: L.LightningModule) -> bool:
     """False in an epoch without validation, in which Lightning still holds the scores of an earlier one."""
     return module.scored_epoch == trainer.current_epoch  # type: ignore[return-value]
 

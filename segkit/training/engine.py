@@ -10,11 +10,17 @@ from typing import Any
 
 import torch
 
+from segkit.processes import is_main_process
+
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Lightning greets, advises and counts on every start; our own lines say what a user needs."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric", "lightning")]
+    """Lightning greets, advises and counts on every start; our own lines say what a user needs.
+
+    Of several processes the first alone warns.
+    """
+    names = ["lightning.pytorch", "lightning.fabric", "lightning", *([] if is_main_process() else ["segkit"])]
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
@@ -28,7 +27,7 @@ from segkit.models.devices import has_bfloat16, pick_device
 from segkit.models.segmenter import FEW, Segmenter
 from segkit.processes import is_main_process
 from segkit.training.averaging import AveragedWeights
-from segkit.training.callbacks import BestBundle, EpochBar, EpochLines, MetricsFile, lower_is_better
+from segkit.training.callbacks import BestBundle, EpochBar, MetricsFile, lower_is_better
 from segkit.training.checkpoint import DurableFiles, RunCheckpoint, clear_leftovers
 from segkit.training.class_balance import focus_on_rare
 from segkit.training.compiling import CompiledTraining, check_one_size, compile_mode, leave_uncompiled
@@ -38,8 +37,11 @@ from segkit.training.environment import describe_environment
 from segkit.training.freezing import FrozenEncoder
 from segkit.training.head_bias import set_prior_bias
 from segkit.training.launching import others_may_end
+from segkit.training.lines import EpochLines
+from segkit.training.loggers import LoggedChoices, check_loggers, open_loggers
 from segkit.training.module import SegmentationModule
 from segkit.training.named_optimizers import check_optimizer
+from segkit.training.pictures import CurvesPicture, ValidationPictures
 from segkit.training.preemption import AGAIN, Preempted
 from segkit.training.settings import train_settings
 
@@ -81,19 +83,21 @@ def fit(
     progress: bool | None = None,
     tell: Callable[[str], None] = print,
     callbacks: Sequence[Callback] = (),
+    choices: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> FitResult:
     """Train `model` on `train`, keep the epoch that scores best on `val`, and leave its weights in `model`.
 
     Args:
-        out: run folder; gets metrics.csv, environment.json, checkpoints/last.ckpt and model/.
+        out: run folder; gets metrics.csv, curves.png, environment.json, checkpoints/last.ckpt and model/.
         loss: called as loss(logits, target); by default cross entropy plus Dice.
         data_on_device: hold the training images decoded in the memory of the device and augment them there; see
             `segkit.data.device_data.DeviceDataset`.
         resume: go on from checkpoints/last.ckpt of `out`, as if there had been no interruption.
         progress: show a bar; None shows one if stderr is a terminal.
-        tell: gets one line per epoch.
+        tell: gets one line per epoch; while a bar is shown, `print` stands for a table.
         callbacks: further Lightning callbacks.
+        choices: what loggers are told that was chosen, such as a whole config; None tells the settings.
         settings: fields of `TrainSettings`: epochs, batch_size, lr, seed, monitor, devices, workers, ...
 
     Raises:
@@ -102,6 +106,7 @@ def fit(
             with exit code 75 if nobody catches it.
     """
     chosen = train_settings(**settings)
+    check_loggers(chosen.loggers)
     out, place = Path(out), pick_device(chosen.device)
     _check_formats(model, train, val)
     check_optimizer(chosen.optimizer)
@@ -132,7 +137,14 @@ def fit(
     out.mkdir(parents=True, exist_ok=True)
     averaged = None if chosen.ema is None else AveragedWeights(trained.network, chosen.ema)
     best = BestBundle(out / "model", train.codec, chosen.monitor if val is not None else None, averaged)
-    extra = [*callbacks, best, MetricsFile(out / "metrics.csv"), EpochLines(best, tell)]
+    show = sys.stderr.isatty() if progress is None else progress
+    metrics = MetricsFile(out / "metrics.csv")
+    extra = [*callbacks, best, metrics, EpochLines(best, tell, _terminal() if show and tell is print else None)]
+    extra += [CurvesPicture(out / "curves.png", metrics, best)]
+    extra += [LoggedChoices(chosen.model_dump() if choices is None else choices, resumes=resume)]
+    if chosen.pictures_every is not None and val is not None:
+        folder = out / "pictures" / "epochs"
+        extra.append(ValidationPictures(folder, val, chosen.pictures_every, chosen.validate_every))
     # Lightning runs checkpoint callbacks last, so the states of the others are in it.
     files = DurableFiles()
     extra.append(RunCheckpoint(out / CHECKPOINT, files, chosen.checkpoint_every_steps, tell))
@@ -145,10 +157,10 @@ def fit(
         extra.append(FrozenEncoder(trained, chosen.freeze_encoder_epochs))
     if averaged is not None:
         extra.append(averaged)  # after all that look at what was validated
-    show = sys.stderr.isatty() if progress is None else progress
     if show:
         extra.append(EpochBar())
-    with quiet_lightning(), determinism_restored(), others_may_end():
+    logging = open_loggers(chosen.loggers, out, checkpoint)
+    with quiet_lightning(), determinism_restored(), others_may_end(), logging as loggers:
         trainer = L.Trainer(
             accelerator={"cuda": "gpu"}.get(place.type, place.type),
             devices=processes.devices,
@@ -163,7 +175,7 @@ def fit(
             use_distributed_sampler=False,
             callbacks=extra,
             plugins=[files, *environments()],
-            logger=_loggers(out),
+            logger=loggers,
             log_every_n_steps=1,
             enable_progress_bar=show,
             enable_model_summary=False,
@@ -240,8 +252,11 @@ def _precision(precision: str, place: torch.device) -> str:
     return "bf16-mixed" if has_bfloat16() else "16-mixed"
 
 
-def _loggers(out: Path) -> list[Logger]:
-    return [TensorBoardLogger(out, name="tensorboard", version="")]
+def _terminal() -> Any:
+    """The console that the bar is drawn on, so that both keep out of each other's way; None if it is no terminal."""
+    from rich import get_console
+
+    return get_console() if get_console().is_terminal else None
 
 
 def _trainer_facts(trainer: L.Trainer) -> dict[str, Any]:

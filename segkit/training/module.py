@@ -174,11 +174,14 @@ class SegmentationModule(L.LightningModule):
         self.counts.reset()
         self._val_losses = []
 
-    def validation_step(self, parts: list[Batch], batch_idx: int) -> None:
+    def validation_step(self, parts: list[Batch], batch_idx: int) -> dict[str, list[Tensor]]:
+        decoded = []
         for part in parts:
             logits = self.model.predict_coarse_logits(part.images, part.spacing_mm)
+            decoded.append(self.model.format.decode(logits))
             self._val_losses.append(image_losses(self.loss, logits, part.target).sum())
-            self.counts.update(self.model.format.decode(logits), part.target, part.indices)
+            self.counts.update(decoded[-1], part.target, part.indices)
+        return {"pred": decoded}  # callbacks look at them before the next batch
 
     def on_validation_epoch_end(self) -> None:
         self.scores = Scores(self.counts.compute())

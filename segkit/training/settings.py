@@ -12,12 +12,16 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
 from segkit.suggest import closest
 
 MONITORS = ("pooled_iou", "pooled_dice", "per_image_iou", "per_image_dice", "val_loss")
+
+# Name -> the package that it needs.
+LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 class MixSettings(BaseModel):
@@ -90,6 +94,9 @@ class TrainSettings(BaseModel):
         compile: compile the network for training: True, or a mode of `torch.compile` in
             `segkit.training.compiling.MODES`. Training images have to come in one size.
         workers: data loading processes; None for as many as fit the machine.
+        loggers: which of `LOGGERS` get the numbers of the run: a list of names, or options by name, which are those of
+            the Lightning logger (for W&B also of `wandb.init`), such as `{wandb: {project: nuclei, mode: offline}}`.
+        pictures_every: epochs from one sheet of validation pictures to the next; None draws none while training.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -124,6 +131,21 @@ class TrainSettings(BaseModel):
     channels_last: bool = True
     compile: Literal["default", "reduce-overhead", "max-autotune"] | bool = False
     workers: int | None = Field(None, ge=0)
+    loggers: dict[str, dict[str, Any]] = {"tensorboard": {}}
+    pictures_every: PositiveInt | None = 10
+
+    @field_validator("loggers", mode="before")
+    @classmethod
+    def _loggers_by_name(cls, given: Any) -> Any:
+        names = [given] if isinstance(given, str) else given or {}
+        if isinstance(names, list):
+            pairs = [entry.items() if isinstance(entry, dict) else [(entry, None)] for entry in names]
+            names = {name: options for pair in pairs for name, options in pair}
+        if not isinstance(names, dict) or any(not isinstance(o or {}, dict) for o in names.values()):
+            raise ValueError("names of loggers, or {name: {option: value}}")
+        if any(name not in LOGGERS for name in names):
+            raise ValueError(f"names out of {', '.join(LOGGERS)}")
+        return {name: options or {} for name, options in names.items()}
 
 
 def train_settings(**given: Any) -> TrainSettings:

@@ -127,6 +127,13 @@ def test_sigterm_ends_with_the_code_that_asks_to_be_started_again(tmp_path, data
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_within_an_epoch_a_step_sees_as_many_images_as_before(tmp_path, data):
+    with pytest.raises(Preempted):
+        train(tmp_path / "run", data, At(("train", 1, 0), terminate))
+    with pytest.raises(ValueError, match="a step saw 2 images, batch_size times processes; now it is 3"):
+        train(tmp_path / "run", data, resume=True, batch_size=3)
+
+
 def test_sigterm_while_gradients_accumulate_waits_for_the_step(tmp_path, data):
     with pytest.raises(Preempted):
         train(tmp_path / "run", data, At(("train", 0, 0), terminate), accumulate=2)
