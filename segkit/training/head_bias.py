@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 import torch
-from torch import nn
 
 from segkit.data.datasets import MaskDataset
+from segkit.models.head import has_learned_head, head_of
 from segkit.models.segmenter import Segmenter
 from segkit.training.class_balance import class_shares
 
@@ -19,7 +19,7 @@ def set_prior_bias(model: Segmenter, train: MaskDataset) -> None:
     """Set the bias of the last convolution so that the first probabilities lie around the shares of the classes.
 
     Otherwise every class begins at one half, or one of C, and where one is rare the first steps teach nothing but that
-    it is (Lin et al. 2017, section 4.1). A head whose bias is not zero has learned before, and is left as it is.
+    it is (Lin et al. 2017, section 4.1). A head that has learned before is left as it is, see `has_learned_head`.
 
     Args:
         train: at most 500 of its masks are read.
@@ -27,15 +27,13 @@ def set_prior_bias(model: Segmenter, train: MaskDataset) -> None:
     Raises:
         ValueError: no convolution with a bias gives the logits.
     """
-    classes = model.format.num_classes
-    heads = [m for m in model.network.modules() if isinstance(m, nn.Conv2d) and m.out_channels == classes]
-    if not heads or heads[-1].bias is None:
+    head = head_of(model)
+    if head is None or head.bias is None:
         raise ValueError(
-            f"{model.recipe.architecture} ends in no convolution with {classes} outputs and a bias: leave "
-            "`prior_bias` out."
+            f"{model.recipe.architecture} ends in no convolution with {model.format.num_classes} outputs and a bias: "
+            "leave `prior_bias` out."
         )
-    bias = heads[-1].bias
-    if bias.any():
+    if has_learned_head(model):
         log.warning("prior_bias: the head has a bias already, which is kept.")
         return
-    bias.copy_(torch.tensor(model.format.prior_logits(class_shares(train))))
+    head.bias.copy_(torch.tensor(model.format.prior_logits(class_shares(train))))

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from segkit.models.builder import build_model
+from segkit.models.builder import ARCHITECTURES, build_model
+from segkit.models.bundle import save_bundle
+from segkit.models.head import head_of
 from segkit.training.class_balance import class_shares
 from segkit.training.head_bias import set_prior_bias
 from tests.scenes import FORMATS, write_set
@@ -41,6 +43,22 @@ def test_a_head_that_has_learned_keeps_its_bias(tmp_path, caplog):
     bias.data.fill_(0.3)
     set_prior_bias(model, write_set(tmp_path, FORMATS["binary"], 2))
     assert bias.item() == pytest.approx(0.3)
+    assert "the head has a bias already" in caplog.text
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_head_of_every_architecture_is_new_until_it_has_learned(tmp_path, caplog, name):
+    """DeepLab's bias begins at random."""
+    format, encoder = FORMATS["exclusive"], "tu-test_vit" if name == "dpt" else "tu-test_resnet"
+    data = write_set(tmp_path, format, 2)
+    model = build_model(name, encoder, format, weights=None)
+    set_prior_bias(model, data)
+    assert head_of(model).bias.tolist() == pytest.approx(format.prior_logits(class_shares(data)))
+    assert not caplog.text
+    save_bundle(model, tmp_path / "bundle", None)
+    again = build_model(name, encoder, format, weights=tmp_path / "bundle")
+    set_prior_bias(again, data.subset(data.stems[:1]))
+    assert torch.equal(head_of(again).bias, head_of(model).bias)
     assert "the head has a bias already" in caplog.text
 
 
