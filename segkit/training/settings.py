@@ -24,7 +24,21 @@ MONITORS = ("pooled_iou", "pooled_dice", "per_image_iou", "per_image_dice", "val
 LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
-class MixSettings(BaseModel):
+class Settings(BaseModel):
+    """Unknown keys are refused, values do not change, and what is to be a number is a finite one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _true_is_no_number(cls, given: Any, check: Any) -> Any:
+        found = check(given)
+        if isinstance(given, bool) and not isinstance(found, bool):
+            raise ValueError("a number")  # pydantic takes it for 1
+        return found
+
+
+class MixSettings(Settings):
     """Share of the training batches that are mixed, by the way of mixing; see `segkit.training.mixing.Mixer`.
 
     Attributes:
@@ -34,8 +48,6 @@ class MixSettings(BaseModel):
         classes: what `copy_paste` pastes; None for all but `background`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     cutmix: float = Field(0.0, ge=0, le=1)
     classmix: float = Field(0.0, ge=0, le=1)
     copy_paste: float = Field(0.0, ge=0, le=1)
@@ -44,7 +56,7 @@ class MixSettings(BaseModel):
     @model_validator(mode="after")
     def _one_way_per_batch(self) -> MixSettings:
         total = self.cutmix + self.classmix + self.copy_paste
-        if not 0 < total <= 1:
+        if not 0 < total <= 1 + 1e-9:  # 0.56, 0.34 and 0.1 add up to a little more than 1
             raise ValueError(
                 "shares of `cutmix`, `classmix` and `copy_paste` that add up to more than 0 and at most 1, as each "
                 f"batch is mixed in one way: they add up to {total:g}"
@@ -54,7 +66,7 @@ class MixSettings(BaseModel):
         return self
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(Settings):
     """How long, how fast, and where.
 
     Attributes:
@@ -98,8 +110,6 @@ class TrainSettings(BaseModel):
             the Lightning logger (for W&B also of `wandb.init`), such as `{wandb: {project: nuclei, mode: offline}}`.
         pictures_every: epochs from one sheet of validation pictures to the next; None draws none while training.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: PositiveInt = 50
     batch_size: PositiveInt = 8
