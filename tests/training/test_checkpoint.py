@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from segkit.data.augment import build_augment
 from segkit.models.builder import build_model
-from segkit.training import checkpoint
+from segkit.training import checkpoint, compiling
 from segkit.training.checkpoint import clear_leftovers, write_durably
 from segkit.training.fit import fit
 from segkit.training.preemption import Preempted
@@ -33,6 +33,11 @@ CASES = {
     "frozen encoder": {"freeze_encoder_epochs": 1, "ema": 0.9},
     "on device": {"data_on_device": True},
     "mixed and supervised": {"mix": {"cutmix": 0.4, "classmix": 0.4}, "deep_supervision": 0.4},
+    "the whole recipe": {
+        **{"ema": 0.9, "freeze_encoder_epochs": 1, "layer_decay": 0.7, "accumulate": 2, "schedule": "one_cycle"},
+        **{"mix": {"cutmix": 0.5, "copy_paste": 0.5, "classes": ["disc"]}, "deep_supervision": 0.4, "prior_bias": True},
+        **{"optimizer": {"name": "sgd", "momentum": 0.8}, "compile": True},
+    },
     "rare validation": {"validate_every": 3, "epochs": 4},
 }
 
@@ -94,8 +99,10 @@ def assert_same(run, other):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_killed_and_terminated_again_and_again_ends_like_one_that_was_not(tmp_path, data, case):
+def test_a_run_killed_and_terminated_again_and_again_ends_like_one_that_was_not(tmp_path, data, case, monkeypatch):
     options = CASES[case]
+    # What is resumed is compiled too, but by nothing that takes minutes.
+    monkeypatch.setattr(compiling, "_BACKEND", "eager")
     whole = train(tmp_path / "whole", data, **options)
     lives = [
         (("train", 0, 1), terminate, Preempted),
