@@ -21,7 +21,7 @@ FLOORS = (
     {"config", "shipped"},
     {"parts"},
     {"experiment"},
-    {"demo"},
+    {"demo", "dry_run"},
     {"cli"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
