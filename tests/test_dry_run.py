@@ -74,5 +74,5 @@ def test_what_breaks_in_training_breaks_in_a_dry_run(tmp_path, temporary, monkey
 def test_a_dry_run_goes_with_a_config_alone(tmp_path, capsys):
     config = write_config(tmp_path / "data", "binary")
     assert segkit("train", config, "--dry-run", "--out", tmp_path / "run") == 2
-    assert "without --out" in capsys.readouterr().err
+    assert "--dry-run without --out" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
