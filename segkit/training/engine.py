@@ -1,4 +1,4 @@
-"""Lightning made quiet, and its global switches put back."""
+"""How Lightning is told where and in what precision; made quiet, and its global switches put back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,20 @@ from typing import Any
 
 import torch
 
+from segkit.models.devices import has_bfloat16
 from segkit.processes import is_main_process
+
+# Kind of device -> what Lightning calls it, where the two differ.
+ACCELERATORS = {"cuda": "gpu"}
+
+
+def pick_precision(precision: str, place: torch.device) -> str:
+    """The precision of `lightning.Trainer` for that of `TrainSettings`."""
+    if precision != "auto":
+        return precision
+    if place.type != "cuda":
+        return "32-true"
+    return "bf16-mixed" if has_bfloat16() else "16-mixed"
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from segkit.inference.evaluate import as_stored, check_normalize
 from segkit.losses.build import build_loss
 from segkit.metrics.scores import Scores
 from segkit.models.bundle import load_weights
-from segkit.models.devices import has_bfloat16, pick_device
+from segkit.models.devices import pick_device
 from segkit.models.segmenter import FEW, Segmenter
 from segkit.processes import is_main_process
 from segkit.training.averaging import AveragedWeights
@@ -32,7 +32,7 @@ from segkit.training.checkpoint import DurableFiles, RunCheckpoint, clear_leftov
 from segkit.training.class_balance import focus_on_rare
 from segkit.training.compiling import CompiledTraining, check_one_size, compile_mode, leave_uncompiled
 from segkit.training.distributed import count_processes, environments, model_to_train, pick_strategy
-from segkit.training.engine import determinism_restored, quiet_lightning
+from segkit.training.engine import ACCELERATORS, determinism_restored, pick_precision, quiet_lightning
 from segkit.training.environment import describe_environment
 from segkit.training.freezing import FrozenEncoder
 from segkit.training.head_bias import set_prior_bias
@@ -162,11 +162,11 @@ def fit(
     logging = open_loggers(chosen.loggers, out, checkpoint)
     with quiet_lightning(), determinism_restored(), others_may_end(), logging as loggers:
         trainer = L.Trainer(
-            accelerator={"cuda": "gpu"}.get(place.type, place.type),
+            accelerator=ACCELERATORS.get(place.type, place.type),
             devices=processes.devices,
             num_nodes=processes.nodes,
             strategy=strategy,
-            precision=_precision(chosen.precision, place),  # type: ignore[arg-type]
+            precision=pick_precision(chosen.precision, place),  # type: ignore[arg-type]
             max_epochs=chosen.epochs,
             accumulate_grad_batches=chosen.accumulate,
             gradient_clip_val=chosen.clip_norm,
@@ -242,14 +242,6 @@ def _some_images(data: MaskDataset) -> Iterator[np.ndarray]:
     few = chosen[:: -(-len(chosen) // FEW)]
     for index in (*few, *np.setdiff1d(chosen, few)):
         yield data.read(int(index)).image
-
-
-def _precision(precision: str, place: torch.device) -> str:
-    if precision != "auto":
-        return precision
-    if place.type != "cuda":
-        return "32-true"
-    return "bf16-mixed" if has_bfloat16() else "16-mixed"
 
 
 def _terminal() -> Any:
