@@ -22,7 +22,8 @@ from segkit.experiment import Prepared, draw_pictures, prepare, scored_last, wri
 from segkit.models.devices import pick_device
 from segkit.processes import started_by_launcher
 from segkit.training.distributed import count_processes
-from segkit.training.fit import CHECKPOINT, fit
+from segkit.training.fit import fit
+from segkit.training.run_callbacks import CHECKPOINT
 
 # Batches before times count: memory is taken, kernels are chosen, workers start.
 _WARM_UP, _TIMED = 2, 5
