@@ -24,6 +24,7 @@ from segkit.losses.build import build_loss
 from segkit.metrics.scores import Scores
 from segkit.models.bundle import load_weights
 from segkit.models.devices import has_bfloat16, pick_device
+from segkit.models.encoder_stages import encoder_stages
 from segkit.models.segmenter import FEW, Segmenter
 from segkit.processes import is_main_process
 from segkit.training.averaging import AveragedWeights
@@ -132,6 +133,9 @@ def fit(
         model.to(memory_format=torch.channels_last)
     model.train()  # one that was loaded to predict normalises with the statistics it has, and would not learn them
     trained = model_to_train(model, chosen, processes)
+    if chosen.layer_decay is not None:
+        encoder_stages(trained)  # known now, not once the run has begun
+    frozen = FrozenEncoder(trained, chosen.freeze_encoder_epochs) if chosen.freeze_encoder_epochs else None
     loss = build_loss({"cross_entropy": 1, "dice": 1}, model.format) if loss is None else loss
     module = SegmentationModule(trained, loss, train, val, chosen, data_on_device=data_on_device)
     out.mkdir(parents=True, exist_ok=True)
@@ -153,8 +157,8 @@ def fit(
         extra.append(EarlyStopping(chosen.monitor, patience=chosen.patience, mode=direction))
     if mode is not None:
         extra.append(CompiledTraining(trained.network, mode))
-    if chosen.freeze_encoder_epochs:
-        extra.append(FrozenEncoder(trained, chosen.freeze_encoder_epochs))
+    if frozen is not None:
+        extra.append(frozen)
     if averaged is not None:
         extra.append(averaged)  # after all that look at what was validated
     if show:
