@@ -22,6 +22,7 @@ from segkit.losses.build import build_loss
 from segkit.metrics.scores import Scores
 from segkit.models.bundle import load_weights
 from segkit.models.devices import pick_device
+from segkit.models.encoder_stages import encoder_stages
 from segkit.models.segmenter import FEW, Segmenter
 from segkit.processes import is_main_process
 from segkit.training.checkpoint import clear_leftovers
@@ -119,9 +120,10 @@ def fit(
         model.to(memory_format=torch.channels_last)
     model.train()  # one that was loaded to predict normalises with the statistics it has, and would not learn them
     trained = model_to_train(model, chosen, processes)
+    if chosen.layer_decay is not None:
+        encoder_stages(trained)  # known now, not once the run has begun
     loss = build_loss({"cross_entropy": 1, "dice": 1}, model.format) if loss is None else loss
     module = SegmentationModule(trained, loss, train, val, chosen, data_on_device=data_on_device)
-    out.mkdir(parents=True, exist_ok=True)
     show = sys.stderr.isatty() if progress is None else progress
     beside = run_callbacks(
         trained,
@@ -135,6 +137,7 @@ def fit(
         choices=choices,
         resumes=resume,
     )
+    out.mkdir(parents=True, exist_ok=True)
     logging = open_loggers(chosen.loggers, out, checkpoint)
     with quiet_lightning(), determinism_restored(), others_may_end(), logging as loggers:
         trainer = build_trainer(

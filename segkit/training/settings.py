@@ -144,6 +144,19 @@ class TrainSettings(Settings):
     loggers: dict[str, dict[str, Any]] = {"tensorboard": {}}
     pictures_every: PositiveInt | None = 10
 
+    @field_validator("mix", mode="before")
+    @classmethod
+    def _mixed_by_name(cls, given: Any) -> Any:
+        if not isinstance(given, (dict, MixSettings, type(None))):
+            raise ValueError("a share of the batches for each way of mixing, such as {cutmix: 0.5}")
+        return given
+
+    @model_validator(mode="after")
+    def _others_to_mix_with(self) -> TrainSettings:
+        if self.mix is not None and self.batch_size == 1:
+            raise ValueError("a `batch_size` of 2 or more where `mix` is given, which takes another image of the batch")
+        return self
+
     @field_validator("loggers", mode="before")
     @classmethod
     def _loggers_by_name(cls, given: Any) -> Any:
@@ -177,4 +190,5 @@ def _explain(mistake: Any) -> str:
             return f"unknown key {name!r}. {closest(name.removeprefix('mix.'), MixSettings.model_fields)}"
         return f"fit got an argument it does not know: {name!r}. {closest(str(name), TrainSettings.model_fields)}"
     expected = mistake["msg"].removeprefix("Input should be ").removeprefix("Value error, ").rstrip(".")
-    return f"{name} is {mistake['input']!r}, expected {expected}."
+    found = f"{name} is {mistake['input']!r}" if name else "settings that contradict each other"
+    return f"{found}, expected {expected}."

@@ -67,8 +67,17 @@ def test_a_run_that_fails_leaves_nothing_frozen(tmp_path):
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_a_network_without_an_encoder_has_none_to_freeze(tmp_path):
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"freeze_encoder_epochs": 1}, "no part `encoder` that could be frozen"),
+        ({"layer_decay": 0.7}, "no part `encoder`, whose stages"),
+    ],
+)
+def test_a_network_without_an_encoder_is_refused_before_anything_is_written(tmp_path, option, message):
     model = small_model(FORMAT)
     model.network.backbone, model.network.encoder = model.network.encoder, None
-    with pytest.raises(ValueError, match="no part `encoder` that could be frozen"):
-        run(tmp_path, FORMAT, model=model, freeze_encoder_epochs=1)
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, FORMAT, model=model, deep_supervision=0.4, **option)
+    assert not (tmp_path / "run").exists()
+    assert not any(m._forward_hooks for m in model.modules())
