@@ -27,6 +27,7 @@ from segkit.models.devices import pick_device
 from segkit.models.segmenter import FEW, Segmenter
 from segkit.processes import is_main_process
 from segkit.training.averaging import AveragedWeights
+from segkit.training.batch_size import fit_batch_size
 from segkit.training.callbacks import BestBundle, EpochBar, MetricsFile, lower_is_better
 from segkit.training.checkpoint import DurableFiles, RunCheckpoint, clear_leftovers
 from segkit.training.class_balance import focus_on_rare
@@ -128,11 +129,19 @@ def fit(
         fit_pixel_statistics(model, train)
         if chosen.prior_bias:
             set_prior_bias(model, train)
+    loss = build_loss({"cross_entropy": 1, "dice": 1}, model.format) if loss is None else loss
+    if chosen.batch_size == "auto":
+        if resume:
+            raise ValueError(
+                "batch_size is auto: give the number that the run had, as another trains to other weights."
+            )
+        size = fit_batch_size(model, train, val, loss=loss, settings=chosen, data_on_device=data_on_device)
+        tell(f"batch size: {size}")
+        chosen = chosen.model_copy(update={"batch_size": size})
     if chosen.channels_last:
         model.to(memory_format=torch.channels_last)
     model.train()  # one that was loaded to predict normalises with the statistics it has, and would not learn them
     trained = model_to_train(model, chosen, processes)
-    loss = build_loss({"cross_entropy": 1, "dice": 1}, model.format) if loss is None else loss
     module = SegmentationModule(trained, loss, train, val, chosen, data_on_device=data_on_device)
     out.mkdir(parents=True, exist_ok=True)
     averaged = None if chosen.ema is None else AveragedWeights(trained.network, chosen.ema)
