@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.table import Table
 
 from segkit.config import Experiment
 from segkit.data.loaders import SeededSampler
+from segkit.data.memory import peak_memory
 from segkit.experiment import Prepared, draw_pictures, prepare, scored_last, write_json
 from segkit.models.devices import pick_device
 from segkit.processes import started_by_launcher
@@ -57,10 +57,10 @@ def dry_run(config: Experiment, *, tell: Callable[[str], None] = print, progress
     if started_by_launcher() is not None:
         raise ValueError("--dry-run runs in one process: leave torchrun or srun away; the plan counts all processes.")
     processes = count_processes(config.train, pick_device(config.train.device)).total
-    ready = prepare(_alone(config), resume=False, check=False, tell=tell, progress=progress)
+    ready = prepare(config, resume=False, check=False, tell=tell, progress=progress)
     watch = _Stopwatch(_WARM_UP + _TIMED, config.train.accumulate)
     # A frozen encoder would need less time and memory than the epochs after it. One epoch is always validated.
-    brief = {"epochs": 1, "freeze_encoder_epochs": 0}
+    brief = {**_alone(config), "epochs": 1, "freeze_encoder_epochs": 0}
     if config.train.pictures_every is not None:
         brief["pictures_every"] = 1
     with TemporaryDirectory(prefix="segkit-dry-run-") as folder:
@@ -119,7 +119,7 @@ class _Stopwatch(Callback):
         self.image_s: list[float] = []
         self.memory_bytes: int | None = None
         self.size_hw: list[int] = []
-        self._since_s, self._rss = 0.0, _peak_rss()
+        self._since_s, self._rss = 0.0, peak_memory()
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         trainer.limit_train_batches, trainer.limit_val_batches = self.batches, _VALIDATED
@@ -148,7 +148,7 @@ class _Stopwatch(Callback):
         if module.device.type == "cuda":
             self.memory_bytes = torch.cuda.max_memory_allocated(module.device)
         elif self._rss is not None:
-            self.memory_bytes = (_peak_rss() or 0) - self._rss
+            self.memory_bytes = (peak_memory() or 0) - self._rss
 
     def _lap(self, module: L.LightningModule) -> float:
         """Seconds since the last call, waiting for what the device still computes."""
@@ -159,11 +159,10 @@ class _Stopwatch(Callback):
         return lap
 
 
-def _alone(config: Experiment) -> Experiment:
-    """The same training in one process, told to nobody."""
+def _alone(config: Experiment) -> dict[str, Any]:
+    """Settings of the same training in one process, told to nobody."""
     loggers = {name: options for name, options in config.train.loggers.items() if name not in _REMOTE}
-    alone = {"devices": 1, "nodes": 1, "strategy": "auto", "sync_batchnorm": None, "loggers": loggers}
-    return config.model_copy(update={"train": config.train.model_copy(update=alone)})
+    return {"devices": 1, "nodes": 1, "strategy": "auto", "sync_batchnorm": None, "loggers": loggers}
 
 
 def _counts(ready: Prepared, processes: int, watch: _Stopwatch) -> dict[str, Any]:
@@ -181,7 +180,7 @@ def _counts(ready: Prepared, processes: int, watch: _Stopwatch) -> dict[str, Any
 
 def _times(ready: Prepared, processes: int, watch: _Stopwatch) -> dict[str, Any]:
     chosen, val = ready.config.train, ready.parts.val
-    batches = _batches(len(ready.parts.train), chosen.batch_size, processes)
+    batches = _batches(len(ready.parts.train), chosen.known_batch_size, processes)
     batch_s = _typical(watch.train_s, _WARM_UP)
     image_s = _typical(watch.image_s, 1) if val is not None else None
     validation_s = 0.0 if val is None or image_s is None else image_s * -(-len(val) // processes)
@@ -208,16 +207,6 @@ def _batches(images: int, batch_size: int, processes: int) -> int:
 
 def _typical(seconds: list[float], warm_up: int) -> float:
     return median(seconds[warm_up:] or seconds[-1:])
-
-
-def _peak_rss() -> int | None:
-    """Bytes that this process has held at most; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _size(folder: Path) -> int:

@@ -25,6 +25,7 @@ from segkit.models.devices import pick_device
 from segkit.models.encoder_stages import encoder_stages
 from segkit.models.segmenter import FEW, Segmenter
 from segkit.processes import is_main_process
+from segkit.training.batch_size import fit_batch_size
 from segkit.training.checkpoint import clear_leftovers
 from segkit.training.class_balance import focus_on_rare
 from segkit.training.compiling import check_one_size, compile_mode, leave_uncompiled
@@ -116,13 +117,21 @@ def fit(
         fit_pixel_statistics(model, train)
         if chosen.prior_bias:
             set_prior_bias(model, train)
+    loss = build_loss({"cross_entropy": 1, "dice": 1}, model.format) if loss is None else loss
+    if chosen.batch_size == "auto":
+        if resume:
+            raise ValueError(
+                "batch_size is auto: give the number that the run had, as another trains to other weights."
+            )
+        size = fit_batch_size(model, train, val, loss=loss, settings=chosen, data_on_device=data_on_device)
+        tell(f"batch size: {size}")
+        chosen = chosen.model_copy(update={"batch_size": size})
     if chosen.channels_last:
         model.to(memory_format=torch.channels_last)
     model.train()  # one that was loaded to predict normalises with the statistics it has, and would not learn them
     trained = model_to_train(model, chosen, processes)
     if chosen.layer_decay is not None:
         encoder_stages(trained)  # known now, not once the run has begun
-    loss = build_loss({"cross_entropy": 1, "dice": 1}, model.format) if loss is None else loss
     module = SegmentationModule(trained, loss, train, val, chosen, data_on_device=data_on_device)
     show = sys.stderr.isatty() if progress is None else progress
     beside = run_callbacks(

@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback
 from torch import nn
 
@@ -21,10 +20,9 @@ from segkit.processes import started_by_launcher
 from segkit.training.class_balance import focus_on_rare
 from segkit.training.curves import Curve, Panel, draw_curves
 from segkit.training.distributed import count_processes
-from segkit.training.engine import ACCELERATORS, determinism_restored, pick_precision, quiet_lightning
 from segkit.training.fit import fit_pixel_statistics
 from segkit.training.head_bias import set_prior_bias
-from segkit.training.module import SegmentationModule
+from segkit.training.probing import probe, probe_trainer
 from segkit.training.settings import train_settings
 
 _LOW, _HIGH, _STEPS = 1e-6, 10.0, 100
@@ -101,6 +99,8 @@ def find_lr(
         ValueError: settings that are not known, or processes that torchrun or srun has started.
     """
     chosen = train_settings(**settings)
+    if chosen.batch_size == "auto":
+        raise ValueError("batch_size is auto: give a number, as a good rate depends on it.")
     place = pick_device(chosen.device)
     if started_by_launcher() is not None:
         raise ValueError("the learning-rate finder runs in one process: leave torchrun or srun away.")
@@ -112,35 +112,10 @@ def find_lr(
     fit_pixel_statistics(model, train)
     if chosen.prior_bias:
         set_prior_bias(model, train)
-    if chosen.channels_last:
-        model.to(memory_format=torch.channels_last)
-    model.train()
     loss = build_loss({"cross_entropy": 1, "dice": 1}, model.format) if loss is None else loss
-    module = SegmentationModule(model, loss, train, None, chosen, data_on_device=data_on_device)
     sweep = _Sweep(chosen.lr)
-    with quiet_lightning(), determinism_restored():
-        trainer = L.Trainer(
-            accelerator=ACCELERATORS.get(place.type, place.type),
-            devices=1 if place.index is None else [place.index],
-            precision=pick_precision(chosen.precision, place),  # type: ignore[arg-type]
-            max_steps=_STEPS,
-            max_epochs=-1,
-            accumulate_grad_batches=accumulate,
-            gradient_clip_val=chosen.clip_norm,
-            limit_val_batches=0,
-            use_distributed_sampler=False,
-            callbacks=[sweep],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            deterministic="warn" if not torch.cuda.is_available() else None,
-        )
-        try:
-            trainer.fit(module)
-        finally:
-            if module.auxiliary is not None:
-                module.auxiliary.release()
+    with probe(model, loss, train, None, chosen, data_on_device) as module:
+        probe_trainer(chosen, place, _STEPS, limit_val_batches=0, callbacks=[sweep]).fit(module)
     return RangeTest(sweep.rates, sweep.losses)
 
 
