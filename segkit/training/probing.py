@@ -9,12 +9,15 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from segkit.data.datasets import MaskDataset
 from segkit.models.segmenter import Segmenter
+from segkit.training.distributed import environments
 from segkit.training.engine import ACCELERATORS, determinism_restored, pick_precision, quiet_lightning
 from segkit.training.module import SegmentationModule
+from segkit.training.preemption import AGAIN, Preempted
 from segkit.training.settings import TrainSettings
 
 
@@ -27,7 +30,11 @@ def probe(
     settings: TrainSettings,
     data_on_device: bool = False,
 ) -> Iterator[SegmentationModule]:
-    """What `fit` trains, over a copy of `model`, which stays as it is."""
+    """What `fit` trains, over a copy of `model`, which stays as it is.
+
+    Raises:
+        Preempted: SIGTERM came within the block; nothing is saved.
+    """
     model = copy.deepcopy(model)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -36,6 +43,12 @@ def probe(
     with quiet_lightning(), determinism_restored():
         try:
             yield module
+        except SIGTERMException:
+            raise Preempted from None
+        except SystemExit as stop:
+            if stop.code == AGAIN:
+                raise
+            raise KeyboardInterrupt from None  # Lightning ends so after Ctrl-C
         finally:
             if module.auxiliary is not None:
                 module.auxiliary.release()
@@ -53,6 +66,7 @@ def probe_trainer(settings: TrainSettings, place: torch.device, steps: int, **op
         gradient_clip_val=settings.clip_norm,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
+        plugins=environments(),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -37,6 +37,16 @@ def test_by_trial_the_largest_power_of_two_before_memory_is_full():
     assert [largest_by_trial(device(images)[0], 64, room=1000) for images in (1, 0)] == [1, 0]
 
 
+def test_what_is_wrong_with_a_step_is_not_taken_for_a_full_device():
+    def peak_of(size):
+        raise RuntimeError(
+            "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED." if size == 2 else "mat1 and mat2 cannot be joined"
+        )
+
+    with pytest.raises(RuntimeError, match="mat1"):  # the first is how cuDNN says that memory is full
+        largest_by_trial(peak_of, 8, room=1000)
+
+
 def process(held, image=10):
     """Held `held` bytes at most before, and takes 100 and `image` for each image."""
     peak, tried = held, []
