@@ -9,15 +9,13 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import nn
 
 from segkit.data.datasets import MaskDataset
 from segkit.models.segmenter import Segmenter
 from segkit.training.distributed import environments
-from segkit.training.engine import ACCELERATORS, determinism_restored, pick_precision, quiet_lightning
+from segkit.training.engine import ACCELERATORS, determinism_restored, pick_precision, quiet_lightning, stops_translated
 from segkit.training.module import SegmentationModule
-from segkit.training.preemption import AGAIN, Preempted
 from segkit.training.settings import TrainSettings
 
 
@@ -40,15 +38,9 @@ def probe(
         model.to(memory_format=torch.channels_last)
     model.train()
     module = SegmentationModule(model, loss, train, val, settings, data_on_device=data_on_device)
-    with quiet_lightning(), determinism_restored():
+    with quiet_lightning(), determinism_restored(), stops_translated():
         try:
             yield module
-        except SIGTERMException:
-            raise Preempted from None
-        except SystemExit as stop:
-            if stop.code == AGAIN:
-                raise
-            raise KeyboardInterrupt from None  # Lightning ends so after Ctrl-C
         finally:
             if module.auxiliary is not None:
                 module.auxiliary.release()
