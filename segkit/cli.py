@@ -46,6 +46,8 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to write; default runs/CONFIG.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run that was interrupted.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do a few batches of everything; print the plan.")] = False,
+    find_lr: Annotated[bool, typer.Option("--find-lr", help="Suggest a learning rate by a range test.")] = False,
     json: JsonOption = None,
 ) -> None:
     """Train a model: a run folder with the best epoch, scores and pictures."""
@@ -57,6 +59,8 @@ def train(
 
     if (config is None) == (resume is None):
         raise ValueError("give a config to train, or --resume RUN to go on with a run; not both.")
+    if (dry_run or find_lr) and (resume is not None or (dry_run and (find_lr or out is not None))):
+        raise ValueError("--dry-run and --find-lr go with a config, one at a time, and --dry-run without --out.")
     if resume is not None:
         if out is not None:
             raise ValueError("--resume RUN goes on in RUN: leave --out away.")
@@ -72,6 +76,16 @@ def train(
     else:
         assert config is not None
         path = find_config(config)
+        if dry_run:
+            from segkit.dry_run import show_plan
+
+            show_plan(read_config(path, overrides or []), json, _progress)
+            return
+        if find_lr:
+            from segkit.lr_search import lr_picture, search_lr
+
+            search_lr(read_config(path, overrides or []), lr_picture(path, out), json, progress=_progress)
+            return
         run = out if out is not None else free_run(path.stem)
         if is_main_process():
             typer.echo(f"run folder: {run}")

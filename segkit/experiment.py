@@ -129,6 +129,7 @@ def prepare(
         check_supervision(model)
     if not resume:
         fit_pixel_statistics(model, parts.train)
+    config = sized(config, model, parts, loss, tell)
     return Prepared(config, codec, parts, loss, model)
 
 
@@ -186,6 +187,24 @@ def balanced(config: Experiment, train: MaskDataset, tell: Callable[[str], None]
     weights = loss[names[0]]["class_weights"]
     tell(f"class weights: {', '.join(f'{name} {weight:g}' for name, weight in weights.items())}")
     return config.model_copy(update={"loss": loss})
+
+
+def sized(config: Experiment, model: Segmenter, parts: Parts, loss: Any, tell: Callable[[str], None]) -> Experiment:
+    """The config with a number in place of `batch_size: auto`, which a resumed run reads from its folder."""
+    from segkit.training.batch_size import fit_batch_size
+
+    if config.train.batch_size != "auto":
+        return config
+    size = fit_batch_size(
+        model,
+        parts.train,
+        parts.val,
+        loss=loss,
+        settings=config.train,
+        data_on_device=config.data.cache == "device",
+    )
+    tell(f"batch size: {size}")
+    return config.model_copy(update={"train": config.train.model_copy(update={"batch_size": size})})
 
 
 def resume_experiment(run: Path, *, tell: Callable[[str], None] = print, progress: Any = None) -> Scores | None:

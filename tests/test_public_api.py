@@ -21,7 +21,7 @@ FLOORS = (
     {"config", "shipped"},
     {"parts"},
     {"experiment"},
-    {"demo", "dry_run"},
+    {"demo", "dry_run", "lr_search"},
     {"cli"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -98,9 +98,9 @@ class SegmentationModule(L.LightningModule):
             if self._train_on_device is None:  # asked for more than once
                 self._train_on_device = DeviceDataset(train, place, workers=plan.workers)
             data = self._train_on_device
-            return device_train_loader(data, plan.batch_size, seed=plan.seed, rank=rank, world_size=world_size)
+            return device_train_loader(data, plan.known_batch_size, seed=plan.seed, rank=rank, world_size=world_size)
         loader = train_loader(
-            train, plan.batch_size, seed=plan.seed, workers=plan.workers, rank=rank, world_size=world_size
+            train, plan.known_batch_size, seed=plan.seed, workers=plan.workers, rank=rank, world_size=world_size
         )
         return DeviceLoader(loader, place)
 
@@ -109,7 +109,7 @@ class SegmentationModule(L.LightningModule):
             return []
         loader = eval_loader(
             self._val,
-            self.settings.batch_size,
+            self.settings.known_batch_size,
             workers=self.settings.workers,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,

@@ -71,7 +71,8 @@ class TrainSettings(Settings):
 
     Attributes:
         epochs: passes over the training set.
-        batch_size: images per device and step.
+        batch_size: images per device and step; `auto` for as many as fit in its memory, see
+            `segkit.training.batch_size.fit_batch_size`.
         lr: peak learning rate of decoder and head.
         optimizer: name of an optimizer of torch or timm, or a mapping of `name` and options, see `make_optimizer`.
         encoder_lr_factor: see `build_optimizer`.
@@ -112,7 +113,7 @@ class TrainSettings(Settings):
     """
 
     epochs: PositiveInt = 50
-    batch_size: PositiveInt = 8
+    batch_size: PositiveInt | Literal["auto"] = 8
     lr: PositiveFloat = 1e-3
     optimizer: str | dict[str, Any] = "adamw"
     encoder_lr_factor: PositiveFloat | None = None
@@ -156,6 +157,12 @@ class TrainSettings(Settings):
         if self.mix is not None and self.batch_size == 1:
             raise ValueError("a `batch_size` of 2 or more where `mix` is given, which takes another image of the batch")
         return self
+
+    @property
+    def known_batch_size(self) -> int:
+        """`batch_size`, once a number stands in place of `auto`."""
+        assert self.batch_size != "auto"
+        return self.batch_size
 
     @field_validator("loggers", mode="before")
     @classmethod
