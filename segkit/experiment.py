@@ -96,12 +96,13 @@ def prepare(
     from segkit.training.auxiliary import check_supervision
     from segkit.training.class_balance import focus_on_rare, waits_for_counts, without_balance
     from segkit.training.compiling import check_one_size
+    from segkit.training.distributed import check_strategy, count_processes
     from segkit.training.fit import fit_pixel_statistics
     from segkit.training.loggers import check_loggers
     from segkit.training.mixing import Mixer
     from segkit.training.named_optimizers import check_optimizer
 
-    pick_device(config.train.device)
+    check_strategy(config.train, count_processes(config.train, pick_device(config.train.device)))
     check_loggers(config.train.loggers)
     counted = progress if progress is not None else silent_progress
     codec = open_masks(config)

@@ -295,6 +295,7 @@ def test_crops_on_rare_classes_mixing_and_heads_from_a_config(tmp_path, home, ki
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("train.strategy=ddpp", "Did you mean `ddp`"),
         ("data.focus={classes: [disk]}", "focus: classes names 'disk'"),
         ("data.focus=0.5", "so every pixel is foreground: list the classes"),
         ("train.mix={copy_paste: 0.5}", "mix: copy_paste: no class of"),

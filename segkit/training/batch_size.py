@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.memory import is_oom_error
 from torch import nn
 
 from segkit.data.datasets import MaskDataset
@@ -17,6 +18,7 @@ from segkit.models.segmenter import Segmenter
 from segkit.processes import is_main_process, started_by_launcher
 from segkit.training.averaging import AveragedWeights
 from segkit.training.distributed import count_processes
+from segkit.training.engine import pick_precision
 from segkit.training.probing import probe, probe_trainer
 from segkit.training.settings import TrainSettings
 
@@ -64,8 +66,9 @@ def fit_batch_size(
         room = _free(place) * _SHARE
         weights = sum(p.numel() * p.element_size() for p in module.model.parameters())
         if place.type == "cuda":
-            # DDP keeps gradients a second time.
+            # DDP keeps gradients a second time; fp16 begins with steps that overflow, and no moments.
             room -= weights if processes > 1 else 0
+            room -= 2 * weights if pick_precision(settings.precision, place) == "16-mixed" else 0
             size = largest_by_trial(lambda n: _cuda_peak(module, n, place), most, room)
         else:
             # Weights, gradients and two moments.
@@ -92,7 +95,9 @@ def largest_by_trial(peak_of: Callable[[int], int], most: int, room: float) -> i
         try:
             if peak_of(size) > room:
                 break
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not isinstance(error, torch.OutOfMemoryError) and not is_oom_error(error):  # cuDNN has names of its own
+                raise
             break
         fits = size
     # Networks that normalise over the batch refuse a single image, so one is tried last.

@@ -132,7 +132,6 @@ def fit(
     trained = model_to_train(model, chosen, processes)
     if chosen.layer_decay is not None:
         encoder_stages(trained)  # known now, not once the run has begun
-    module = SegmentationModule(trained, loss, train, val, chosen, data_on_device=data_on_device)
     show = sys.stderr.isatty() if progress is None else progress
     beside = run_callbacks(
         trained,
@@ -146,6 +145,7 @@ def fit(
         choices=choices,
         resumes=resume,
     )
+    module = SegmentationModule(trained, loss, train, val, chosen, data_on_device=data_on_device)
     out.mkdir(parents=True, exist_ok=True)
     logging = open_loggers(chosen.loggers, out, checkpoint)
     with quiet_lightning(), determinism_restored(), others_may_end(), logging as loggers:

@@ -115,7 +115,17 @@ def build_schedule(
 
 
 class _OneCycle(torch.optim.lr_scheduler.OneCycleLR):
-    """torch's, but a run that is resumed with another number of epochs has its new number of steps, as with others."""
+    """torch's, which after the last step would rise again or fail.
+
+    A run that is resumed with another number of epochs has its new number of steps, as with other schedules.
+    """
+
+    def get_lr(self) -> list[Any]:
+        step, self.last_epoch = self.last_epoch, min(self.last_epoch, self.total_steps - 1)
+        try:
+            return super().get_lr()
+        finally:
+            self.last_epoch = step
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({k: v for k, v in state_dict.items() if k not in ("total_steps", "_schedule_phases")})

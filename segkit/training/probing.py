@@ -13,7 +13,8 @@ from torch import nn
 
 from segkit.data.datasets import MaskDataset
 from segkit.models.segmenter import Segmenter
-from segkit.training.engine import ACCELERATORS, determinism_restored, pick_precision, quiet_lightning
+from segkit.training.distributed import environments
+from segkit.training.engine import ACCELERATORS, determinism_restored, pick_precision, quiet_lightning, stops_translated
 from segkit.training.module import SegmentationModule
 from segkit.training.settings import TrainSettings
 
@@ -27,13 +28,17 @@ def probe(
     settings: TrainSettings,
     data_on_device: bool = False,
 ) -> Iterator[SegmentationModule]:
-    """What `fit` trains, over a copy of `model`, which stays as it is."""
+    """What `fit` trains, over a copy of `model`, which stays as it is.
+
+    Raises:
+        Preempted: SIGTERM came within the block; nothing is saved.
+    """
     model = copy.deepcopy(model)
     if settings.channels_last:
         model.to(memory_format=torch.channels_last)
     model.train()
     module = SegmentationModule(model, loss, train, val, settings, data_on_device=data_on_device)
-    with quiet_lightning(), determinism_restored():
+    with quiet_lightning(), determinism_restored(), stops_translated():
         try:
             yield module
         finally:
@@ -53,6 +58,7 @@ def probe_trainer(settings: TrainSettings, place: torch.device, steps: int, **op
         gradient_clip_val=settings.clip_norm,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
+        plugins=environments(),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

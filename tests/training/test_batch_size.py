@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from segkit.config import read_config
+from segkit.experiment import prepare
 from segkit.models.builder import build_model
 from segkit.training import batch_size
 from segkit.training.batch_size import largest_by_slope, largest_by_trial
@@ -35,6 +36,16 @@ def test_by_trial_the_largest_power_of_two_before_memory_is_full():
     assert largest_by_trial(peak_of, 64, room=179) == 4  # 8 images take 180
     assert largest_by_trial(peak_of, 1, room=1000) == 1
     assert [largest_by_trial(device(images)[0], 64, room=1000) for images in (1, 0)] == [1, 0]
+
+
+def test_what_is_wrong_with_a_step_is_not_taken_for_a_full_device():
+    def peak_of(size):
+        raise RuntimeError(
+            "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED." if size == 2 else "mat1 and mat2 cannot be joined"
+        )
+
+    with pytest.raises(RuntimeError, match="mat1"):  # the first is how cuDNN says that memory is full
+        largest_by_trial(peak_of, 8, room=1000)
 
 
 def process(held, image=10):
@@ -116,7 +127,20 @@ def test_a_device_that_is_too_small_is_told(tmp_path, monkeypatch, capsys):
 def test_processes_take_the_number_of_the_one_that_started_them(tmp_path, monkeypatch):
     config = write_config(tmp_path / "data", "binary")
     chosen = ("train.batch_size=auto", "train.devices=2", "--json", tmp_path / "plan.json", "--dry-run")
-    monkeypatch.delenv(batch_size._VARIABLE, raising=False)
+    monkeypatch.setenv(batch_size._VARIABLE, "16")  # of a run before
     monkeypatch.setattr(batch_size, "available_memory", lambda: 2**40)
     assert segkit("train", config, *chosen) == 0
     assert batch_size.os.environ[batch_size._VARIABLE] == "2"  # 5 images for two
+    monkeypatch.setenv(batch_size._VARIABLE, "16")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    experiment = read_config(config, chosen[:2])
+    assert prepare(experiment, resume=False, check=False).config.train.batch_size == 16
+
+
+def test_processes_that_cannot_agree_are_refused(tmp_path, monkeypatch, capsys):
+    config = write_config(tmp_path / "data", "binary")
+    for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("LOCAL_WORLD_SIZE", "2"), ("WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert segkit("train", config, "train.batch_size=auto", "--out", tmp_path / "run") == 2
+    assert "were started one by one" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

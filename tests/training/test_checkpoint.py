@@ -141,6 +141,18 @@ def test_within_an_epoch_a_step_sees_as_many_images_as_before(tmp_path, data):
         train(tmp_path / "run", data, resume=True, batch_size=3)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"lr": 1e-3}, {"optimizer": "lion"}, {"schedule": "one_cycle"}, {"layer_decay": 0.5}, {"deep_supervision": 0.4}],
+    ids=str,
+)
+def test_what_the_state_of_the_optimizer_decides_cannot_be_changed(tmp_path, data, other):
+    train(tmp_path / "run", data, epochs=1)
+    (name,) = other
+    with pytest.raises(ValueError, match=f"^{name} is .*, but the run that is to be resumed has "):
+        train(tmp_path / "run", data, resume=True, epochs=2, **other)
+
+
 def test_sigterm_while_gradients_accumulate_waits_for_the_step(tmp_path, data):
     with pytest.raises(Preempted):
         train(tmp_path / "run", data, At(("train", 0, 0), terminate), accumulate=2)

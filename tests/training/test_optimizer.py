@@ -106,6 +106,16 @@ def test_one_cycle_that_rises_over_a_step_or_none(total, warmup):
     assert found[1:] == sorted(found[1:], reverse=True)
 
 
+def test_one_cycle_stays_low_after_its_last_step():
+    """That is the rate which `metrics.csv` has for the last epoch."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = build_schedule(optimizer, "one_cycle", 5)
+    for _ in range(7):
+        optimizer.step()
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(8e-6)
+
+
 @pytest.mark.parametrize("name", [*SCHEDULES, ONE_CYCLE])
 def test_a_run_that_goes_on_for_longer_has_the_schedule_of_its_new_length(name):
     def schedule(total, state=None):
