@@ -72,7 +72,7 @@ def test_train_predict_and_score_the_predictions_for_every_format(tmp_path, kind
     for average in ("pooled", "per_image"):
         assert of_files[average] == of_model[average]
     # a folder of predictions is itself a data set
-    again = ("train", config, f"data.train={{images: {tmp_path / 'val' / 'images'}, masks: {out}}}")
+    again = ("train", config, f"data.train={{images: {tmp_path / 'val' / 'images'}, masks: {out}}}", "data.leaks=warn")
     assert segkit(*again, "--out", tmp_path / "second") == 0
 
 
@@ -89,7 +89,7 @@ def test_predictions_are_masks_again_in_every_codec(tmp_path, name):
     assert segkit("evaluate", *scoring, "--json", tmp_path / "a.json") == 0
     stored = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert json.loads((tmp_path / "a.json").read_text())["pooled"] == stored["pooled"]
-    again = ("train", config, f"data.train={{images: {tmp_path / 'val' / 'images'}, masks: {out}}}")
+    again = ("train", config, f"data.train={{images: {tmp_path / 'val' / 'images'}, masks: {out}}}", "data.leaks=warn")
     assert segkit(*again, "--out", tmp_path / "second") == 0
     images = read_config(config, [again[2]])
     assert len(open_part(images, "train", codec)) == 2

@@ -125,14 +125,14 @@ def _check_leaks(surveys: Mapping[str, PartSurvey], leaks: str) -> None:
     equal = [pair for pair in pairs if _is_leak(pair)]
     if equal and leaks == "refuse":
         raise ValueError(
-            f"{_told(equal)} are training images too, pixel for pixel: scores would look better than they are. Leave "
-            "them out of one part with `data.quarantine: FILE`, a line `train: STEM` for each, or accept them with "
-            "`data.leaks: warn`."
+            f"training images are scored too, pixel for pixel: {_told(equal)}. Scores would look better than they are. "
+            "Leave them out of one part with `data.quarantine: FILE`, a line `train: STEM` for each, or accept them "
+            "with `data.leaks: warn`."
         )
-    for kind, text in (("exact", "the same image as"), ("near", "nearly the same image as")):
+    for kind, text in (("exact", "the same images"), ("near", "nearly the same images")):
         found = [pair for pair in pairs if pair.kind == kind]
         if found:
-            log.warning("%s are %s one of another part: scores may look better than they are.", _told(found), text)
+            log.warning("%s are in two parts, whose scores may look better than they are: %s.", text, _told(found))
 
 
 def _across(fingerprints: Mapping[tuple[str, str], Fingerprint]) -> list[Duplicate]:

@@ -1,7 +1,7 @@
 """What the processes of tests/training/test_distributed.py do; started by torchrun or by `fit` itself.
 
 python -m torch.distributed.run --nproc-per-node 2 tests/training/ranks.py compare FOLDER
-python tests/training/ranks.py end FOLDER fail|stop
+python tests/training/ranks.py end FOLDER fail|stop|nan
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def train(folder: Path, name: str, *callbacks, val="val", resume=False, **options):
+def train(folder: Path, name: str, *callbacks, val="val", resume=False, loss=None, **options):
     """Trains on 13 images with batches of 4 over all processes; 3 or 1 images are scored."""
     train, val = open_set(folder / "train"), open_set(folder / val)
     train.augment = build_augment("light", FORMAT, crop=64)
@@ -68,7 +68,7 @@ def train(folder: Path, name: str, *callbacks, val="val", resume=False, **option
     model = build_model("fpn", "tu-test_efficientnet_gn", FORMAT, weights=None, **SIZES)
     settings = {**OPTIONS, "batch_size": 4 // int(os.environ.get("WORLD_SIZE", "1")), **options}
     quiet = {"callbacks": callbacks, "tell": lambda line: None, "resume": resume}
-    loss = build_loss("cross_entropy", FORMAT)
+    loss = loss or build_loss("cross_entropy", FORMAT)
     fit(model, train, val, out=folder / name, loss=loss, **quiet, **settings)
     return model, val
 
@@ -97,10 +97,22 @@ def broken():
     raise ValueError("broken on purpose")
 
 
+class Spoiled(torch.nn.Module):
+    """Cross entropy that is NaN in the fifth training batch of the second process."""
+
+    def __init__(self):
+        super().__init__()
+        self.plain, self.calls = build_loss("cross_entropy", FORMAT), 0
+
+    def forward(self, logits, target):
+        self.calls += torch.is_grad_enabled()
+        return self.plain(logits, target) * (torch.nan if self.calls == 5 and dist.get_rank() == 1 else 1.0)
+
+
 def end(folder: Path, how: str) -> None:
-    """A run of two processes that `fit` starts; in the second epoch one fails, or is asked to stop."""
-    at = At(1, 1, 0, broken) if how == "fail" else At(0, 1, 0, terminate)
-    train(folder, how, at, devices=2, batch_size=2)
+    """A run of two processes that `fit` starts; in the second epoch one fails, is asked to stop, or has no loss."""
+    at = {"fail": [At(1, 1, 0, broken)], "stop": [At(0, 1, 0, terminate)], "nan": []}[how]
+    train(folder, how, *at, loss=Spoiled() if how == "nan" else None, devices=2, batch_size=2)
 
 
 if __name__ == "__main__":

@@ -134,6 +134,20 @@ def test_a_process_that_ends_ends_the_run(tmp_path, how):
         assert "another process of this run has ended" in said
 
 
+def test_a_loss_of_one_process_that_is_no_number_stops_both(tmp_path):
+    for part, count in (("train", 13), ("val", 3)):
+        write_set(tmp_path / part, FORMAT, count, (80, 72))
+    process = start(RANKS, "end", tmp_path, "nan")
+    said = finish(process)
+    assert process.returncode == 1, said
+    assert "the training loss is nan in epoch 2, batch" in said
+    facts = json.loads((tmp_path / "nan/nonfinite.json").read_text())
+    (found,) = facts["at"]
+    assert (found["rank"], found["epoch"], len(found["stems"])) == (1, 1, 2)
+    saved = torch.load(tmp_path / "nan/checkpoints/last.ckpt", weights_only=True)
+    assert all(torch.isfinite(value).all() for value in saved["state_dict"].values())
+
+
 def test_the_command_trains_in_two_processes_and_tells_everything_once(tmp_path, monkeypatch):
     config = write_config(tmp_path, "exclusive")
     text = config.read_text().replace("epochs: 1", "epochs: 2, devices: 2").replace("crop: 32", "crop: 32, cache: disk")
