@@ -117,9 +117,8 @@ def _data(source: Source, advice: Advice, quarantine: str | None, axis: str | No
     if axis is not None:
         lines.append(_comment(f"  axis: {axis}", "volumes are cut across it"))
     if leaked:
-        lines.append(
-            _comment("  leaks: warn", f"{leaked} images are in train and in another part: leave out one of each")
-        )
+        count = f"{leaked} image{'' if leaked == 1 else 's'}"
+        lines.append(_comment("  leaks: warn", f"{count} in train and in another part: leave out one of each"))
     if quarantine is not None:
         lines.append(_comment(f"  quarantine: {flow(quarantine)}", "samples with faults, left out"))
     return lines

@@ -13,6 +13,8 @@ from segkit.experiment import prepare
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from segkit.inspection.before_training import PartSurvey, check_parts
+from segkit.inspection.parts import find_source
+from segkit.inspection.run import inspect
 from tests.scenes import FORMATS, default_codec, write_set
 from tests.test_cli import write_config
 
@@ -123,3 +125,12 @@ def test_training_begins_only_where_no_part_leaks(tmp_path, caplog, cache):
         prepare(read_config(config, overrides), resume=False, check=True)
     prepare(read_config(config, [*overrides, "data.leaks=warn"]), resume=False, check=True, tell=lambda line: None)
     assert "s0 = train s2" in caplog.text
+
+
+def test_the_config_that_inspect_writes_for_such_data_trains(tmp_path):
+    for part, first in (("train", 0), ("val", 100)):
+        write_set(tmp_path / part, FORMAT, 4, first=first)
+    shutil.copy(tmp_path / "train/images/s2.png", tmp_path / "val/images/s0.png")
+    text = inspect(find_source(tmp_path)).config()
+    assert "  leaks: warn" in text
+    assert "1 image in train and in another part" in text
