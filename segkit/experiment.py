@@ -61,7 +61,7 @@ def build(config: Experiment, codec: Codec, parts: Parts) -> Segmenter:
 def train_experiment(
     config: Experiment, out: Path, *, resume: bool = False, tell: Callable[[str], None] = print, progress: Any = None
 ) -> Scores:
-    """Train, keep the best epoch, score it on the test part (else val), and fill the run folder.
+    """Train, keep the best epoch, score it on the held-out fold (else test, else val), and fill the run folder.
 
     Args:
         progress: called with a word on what is counted; gives a context manager whose value is called with
@@ -117,7 +117,8 @@ def train_experiment(
     result = fit(model, parts.train, parts.val, out=out, loss=loss, resume=resume, tell=tell, **settings)
     if result.best is not None and result.best_epoch is not None:
         tell(f"best {config.train.monitor} {result.best:.4f} in epoch {result.best_epoch + 1}")
-    split, data = next((n, d) for n, d in (("test", parts.test), ("val", parts.val), ("train", parts.train)) if d)
+    there = parts.named()
+    split, data = next((n, there[n]) for n in ("held_out", "test", "val", "train") if n in there)
     with counted(f"scoring {split}") as update, others_may_end():
         scores = evaluate(model, data, device=config.train.device, workers=config.train.workers, progress=update)
     if is_main_process():
@@ -210,11 +211,8 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def _tell_parts(parts: Parts, tell: Callable[[str], None]) -> None:
-    counts = [
-        f"{len(data)} {name}"
-        for name, data in (("training", parts.train), ("validation", parts.val), ("test", parts.test))
-        if data is not None
-    ]
+    words = {"train": "training", "val": "validation", "held_out": "held out"}
+    counts = [f"{len(data)} {words.get(name, name)}" for name, data in parts.named().items()]
     tell(f"images: {', '.join(counts)}")
     if parts.val is None:
         tell("no data.val: nothing says which epoch is best, so the last one is kept")

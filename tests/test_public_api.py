@@ -21,8 +21,8 @@ FLOORS = (
     {"config", "shipped"},
     {"parts"},
     {"experiment"},
-    {"demo"},
-    {"cli"},
+    {"demo", "folds"},
+    {"cli", "console"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 
