@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import typer
 
 from segkit._version import __version__
+from segkit.console import complain as _complain
 from segkit.console import progress as _progress
 from segkit.console import show_scores as _show_scores
-from segkit.processes import OthersEnded, free_run, is_main_process, process_number
+from segkit.processes import OthersEnded, free_run, is_main_process
 
 app = typer.Typer(
     name="segkit",
@@ -46,6 +47,8 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to write; default runs/CONFIG.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with a run that was interrupted.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do a few batches of everything; print the plan.")] = False,
+    find_lr: Annotated[bool, typer.Option("--find-lr", help="Suggest a learning rate by a range test.")] = False,
     json: JsonOption = None,
 ) -> None:
     """Train a model: a run folder with the best epoch, scores and pictures."""
@@ -57,6 +60,8 @@ def train(
 
     if (config is None) == (resume is None):
         raise ValueError("give a config to train, or --resume RUN to go on with a run; not both.")
+    if (dry_run or find_lr) and (resume is not None or (dry_run and (find_lr or out is not None))):
+        raise ValueError("--dry-run and --find-lr go with a config, one at a time, and --dry-run without --out.")
     if resume is not None:
         if out is not None:
             raise ValueError("--resume RUN goes on in RUN: leave --out away.")
@@ -72,6 +77,16 @@ def train(
     else:
         assert config is not None
         path = find_config(config)
+        if dry_run:
+            from segkit.dry_run import show_plan
+
+            show_plan(read_config(path, overrides or []), json, _progress)
+            return
+        if find_lr:
+            from segkit.lr_search import lr_picture, search_lr
+
+            search_lr(read_config(path, overrides or []), lr_picture(path, out), json, progress=_progress)
+            return
         run = out if out is not None else free_run(path.stem)
         if is_main_process():
             typer.echo(f"run folder: {run}")
@@ -100,19 +115,22 @@ def crossvalidate(
     """Train once without each fold of the training part, and score every sample by the model that has not seen it."""
     from segkit.config import read_config
     from segkit.console import show_folds
-    from segkit.folds import begin_folds, train_folds
+    from segkit.folds import begin_folds, read_folds, train_folds
     from segkit.shipped import find_config
     from segkit.training.preemption import preemptible
 
-    if (config is None) == (resume is None):
-        raise ValueError("give a config, or --resume RUN to go on; not both.")
+    if (config is None) == (resume is None) or (resume is not None and out is not None):
+        raise ValueError("give a config, with or without --out, or --resume RUN to go on in RUN; not both.")
     with preemptible():
         if config is not None:
             path = find_config(config)
-            resume = out if out is not None else free_run(path.stem)
-            begin_folds(read_config(path, overrides or []), resume, folds, group, seed)
-        assert resume is not None
-        show_folds(train_folds(resume, predictions=predictions, tell=print, progress=_progress), resume, json)
+            run = out if out is not None else free_run(path.stem)
+            begun = begin_folds(read_config(path, overrides or []), run, folds, group, seed)
+        else:
+            assert resume is not None
+            begun = read_folds(resume)
+        scores = train_folds(begun, predictions=predictions, tell=print, progress=_progress)
+    show_folds(scores, begun.folder, json)
 
 
 @app.command(epilog="Example: segkit evaluate runs/camvid --config configs/camvid_multiclass_fpn.yaml --split test")
@@ -330,12 +348,6 @@ def main(arguments: list[str] | None = None) -> None:
         _complain("interrupted.")
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _complain(message: str) -> None:
-    name = "segkit" if is_main_process() else f"segkit, process {process_number()}"
-    for line in message.splitlines():
-        print(f"{name}: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from pydantic import (
 
 from segkit.formats.files import write_whole
 from segkit.suggest import closest
-from segkit.training.settings import TrainSettings
+from segkit.training.settings import Settings, TrainSettings
 from segkit.yaml_text import CoreDumper, parse_yaml
 
 Side = PositiveInt
@@ -74,7 +74,7 @@ class PartConfig(Section):
         return self
 
 
-class FoldConfig(Section):
+class FoldConfig(Settings):
     """One fold of a cross-validation: left out of training, and scored when it is done."""
 
     number: PositiveInt  # 1 to `of`
@@ -89,7 +89,7 @@ class FoldConfig(Section):
         return self
 
 
-class FocusConfig(Section):
+class FocusConfig(Settings):
     """Training crops that are placed on some classes; see `segkit.data.focus.build_focus`."""
 
     share: float = Field(0.33, gt=0, le=1)  # of the crops; the others lie anywhere
@@ -97,6 +97,8 @@ class FocusConfig(Section):
 
 
 def _focus_of(value: Any) -> Any:
+    if isinstance(value, (bool, str, list)):
+        raise ValueError("a share of the crops, such as 0.33, or `{share: 0.33, classes: foreground}`")
     return {"share": value} if isinstance(value, (int, float)) else value
 
 

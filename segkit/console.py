@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from segkit.processes import is_main_process
+from segkit.processes import is_main_process, process_number
 
 
 def show_scores(scores: Any, json: Path | None = None, split: str | None = None) -> None:
@@ -49,8 +50,15 @@ def show_folds(scores: Any, run: Path, json: Path | None = None) -> None:
     written = (run / "scores.json").read_bytes()
     for part, spread in text.loads(written)["spread"].items():
         for name in ("pooled_iou", "pooled_dice"):
-            if spread[name]["mean"] is not None:
+            if spread[name]["deviation"] is not None:
                 print(f"{part} {name} by fold: {spread[name]['mean']:.4f} ± {spread[name]['deviation']:.4f}")
     print(f"scores: {run / 'scores.json'}")
     if json is not None:
         write_whole(json, written)
+
+
+def complain(message: str) -> None:
+    """Lines on stderr, each with who says it."""
+    name = "segkit" if is_main_process() else f"segkit, process {process_number()}"
+    for line in message.splitlines():
+        print(f"{name}: {line}", file=sys.stderr)

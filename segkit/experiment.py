@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,30 +58,51 @@ def build(config: Experiment, codec: Codec, parts: Parts) -> Segmenter:
     )
 
 
-def train_experiment(
-    config: Experiment, out: Path, *, resume: bool = False, tell: Callable[[str], None] = print, progress: Any = None
-) -> Scores:
-    """Train, keep the best epoch, score it on the held-out fold (else test, else val), and fill the run folder.
+@dataclass(frozen=True)
+class Prepared:
+    """All that training needs.
+
+    Attributes:
+        config: with numbers in place of what is found from the data.
+        model: fitted to the pixels of the training part, unless a run is resumed.
+    """
+
+    config: Experiment
+    codec: Codec
+    parts: Parts
+    loss: Any
+    model: Segmenter
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of `fit`."""
+        settings = {**self.config.train.model_dump(), "data_on_device": self.config.data.cache == "device"}
+        settings["choices"] = self.config.model_dump(by_alias=True)
+        return settings
+
+
+def prepare(
+    config: Experiment, *, resume: bool, check: bool, tell: Callable[[str], None] = print, progress: Any = None
+) -> Prepared:
+    """Data, loss and model of a config; nothing is written.
 
     Args:
-        progress: called with a word on what is counted; gives a context manager whose value is called with
-            (done, in all). None shows nothing.
+        resume: a checkpoint holds what is fitted to the data.
+        check: read every sample once, so that a bad one is named now.
+        progress: see `train_experiment`.
     """
     from segkit.data.device_data import device_augment
-    from segkit.inference.evaluate import evaluate
     from segkit.losses.build import build_loss
     from segkit.training.auxiliary import check_supervision
     from segkit.training.class_balance import focus_on_rare, waits_for_counts, without_balance
     from segkit.training.compiling import check_one_size
-    from segkit.training.fit import fit, fit_pixel_statistics, refuse_used_folder
-    from segkit.training.launching import others_may_end
+    from segkit.training.distributed import check_strategy, count_processes
+    from segkit.training.fit import fit_pixel_statistics
     from segkit.training.loggers import check_loggers
     from segkit.training.mixing import Mixer
     from segkit.training.named_optimizers import check_optimizer
 
-    if not resume:
-        refuse_used_folder(out)
-    pick_device(config.train.device)
+    check_strategy(config.train, count_processes(config.train, pick_device(config.train.device)))
     check_loggers(config.train.loggers)
     counted = progress if progress is not None else silent_progress
     codec = open_masks(config)
@@ -97,7 +118,7 @@ def train_experiment(
     if config.data.cache == "device":
         device_augment(parts.train)
     _tell_parts(parts, tell)
-    if not resume and is_main_process():
+    if check and is_main_process():
         verify(parts, config, counted)
     config = balanced(config, parts.train, tell, counted)
     if waits_for_counts(parts.train):
@@ -109,16 +130,37 @@ def train_experiment(
         check_supervision(model)
     if not resume:
         fit_pixel_statistics(model, parts.train)
+    config = sized(config, model, parts, loss, tell)
+    return Prepared(config, codec, parts, loss, model)
+
+
+def train_experiment(
+    config: Experiment, out: Path, *, resume: bool = False, tell: Callable[[str], None] = print, progress: Any = None
+) -> Scores:
+    """Train, keep the best epoch, score it on the held-out fold (else test, else val), and fill the run folder.
+
+    Args:
+        progress: called with a word on what is counted; gives a context manager whose value is called with
+            (done, in all). None shows nothing.
+    """
+    from segkit.inference.evaluate import evaluate
+    from segkit.training.fit import fit, refuse_used_folder
+    from segkit.training.launching import others_may_end
+
+    if not resume:
+        refuse_used_folder(out)
+    if not is_main_process():
+        tell, progress = (lambda line: None), None
+    counted = progress if progress is not None else silent_progress
+    ready = prepare(config, resume=resume, check=not resume, tell=tell, progress=progress)
+    config, model, parts = ready.config, ready.model, ready.parts
     out.mkdir(parents=True, exist_ok=True)
     if is_main_process():
         write_whole(out / "config.yaml", config.to_yaml().encode())
-    settings = {**config.train.model_dump(), "data_on_device": config.data.cache == "device"}
-    settings["choices"] = config.model_dump(by_alias=True)
-    result = fit(model, parts.train, parts.val, out=out, loss=loss, resume=resume, tell=tell, **settings)
+    result = fit(model, parts.train, parts.val, out=out, loss=ready.loss, resume=resume, tell=tell, **ready.settings)
     if result.best is not None and result.best_epoch is not None:
         tell(f"best {config.train.monitor} {result.best:.4f} in epoch {result.best_epoch + 1}")
-    there = parts.named()
-    split, data = next((n, there[n]) for n in ("held_out", "test", "val", "train") if n in there)
+    split, data = scored_last(parts)
     with counted(f"scoring {split}") as update, others_may_end():
         scores = evaluate(model, data, device=config.train.device, workers=config.train.workers, progress=update)
     if is_main_process():
@@ -126,6 +168,12 @@ def train_experiment(
         # Last: its presence says that the run is finished.
         write_json(out / "scores.json", {**scores.to_dict(), "split": split})
     return scores
+
+
+def scored_last(parts: Parts) -> tuple[str, MaskDataset]:
+    """The part that a trained model is scored on: a held-out fold, else test, else val, else train."""
+    there = parts.named()
+    return next((name, there[name]) for name in ("held_out", "test", "val", "train") if name in there)
 
 
 def balanced(config: Experiment, train: MaskDataset, tell: Callable[[str], None], progress: Any) -> Experiment:
@@ -141,6 +189,24 @@ def balanced(config: Experiment, train: MaskDataset, tell: Callable[[str], None]
     weights = loss[names[0]]["class_weights"]
     tell(f"class weights: {', '.join(f'{name} {weight:g}' for name, weight in weights.items())}")
     return config.model_copy(update={"loss": loss})
+
+
+def sized(config: Experiment, model: Segmenter, parts: Parts, loss: Any, tell: Callable[[str], None]) -> Experiment:
+    """The config with a number in place of `batch_size: auto`, which a resumed run reads from its folder."""
+    from segkit.training.batch_size import fit_batch_size
+
+    if config.train.batch_size != "auto":
+        return config
+    size = fit_batch_size(
+        model,
+        parts.train,
+        parts.val,
+        loss=loss,
+        settings=config.train,
+        data_on_device=config.data.cache == "device",
+    )
+    tell(f"batch size: {size}")
+    return config.model_copy(update={"train": config.train.model_copy(update={"batch_size": size})})
 
 
 def resume_experiment(run: Path, *, tell: Callable[[str], None] = print, progress: Any = None) -> Scores | None:

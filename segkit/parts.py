@@ -144,7 +144,7 @@ def verify(parts: Parts, config: Experiment, progress: Any) -> None:
         # A list of transforms may cut on its own.
         one_size = config.data.crop is not None or is_one_size(resize)
         if name == "train" and not one_size and isinstance(config.augment, str):
-            check_training_sizes(sizes, config.train.batch_size)
+            check_training_sizes(sizes, 2 if config.train.batch_size == "auto" else config.train.batch_size)
         trained, bands = (part.read(0).image.shape[2] for part in (parts.train, data))
         if bands != trained:
             raise ValueError(

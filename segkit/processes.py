@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 
 _RUN_VARIABLE = "SEGKIT_RUN"
+_PARENT_VARIABLE = "SEGKIT_PARENT"
+_LOOK_EVERY_S = 0.5
 
 
 class OthersEnded(RuntimeError):
@@ -53,3 +57,22 @@ def free_run(name: str) -> Path:
         number += 1
     os.environ[_RUN_VARIABLE] = str(run)
     return run
+
+
+def be_parent() -> None:
+    """Processes that this one starts from now on, and that call `end_with_parent`, end when it is gone."""
+    os.environ[_PARENT_VARIABLE] = str(os.getpid())
+
+
+def end_with_parent() -> None:
+    """See `be_parent`; a process that waits for others in a collective would not notice otherwise."""
+    parent = os.getppid()
+    if os.environ.get(_PARENT_VARIABLE) != str(parent):
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_EVERY_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

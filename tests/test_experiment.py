@@ -163,6 +163,27 @@ def test_ranks_that_start_together_build_once(tmp_path, home):
     assert len(copies(home)) == 2
 
 
+def fail_in_a_process(path, barrier, answers):
+    barrier.wait()
+    try:
+        parts_of(path, "data.cache=ram")
+    except ValueError as error:
+        answers.put(str(error))
+
+
+def test_where_one_rank_cannot_build_all_end_with_the_reason(tmp_path, home):
+    path = write_config(tmp_path / "data", "exclusive")
+    (tmp_path / "data/train/images/s1.png").write_bytes(b"broken")
+    context = multiprocessing.get_context("fork")
+    barrier, answers = context.Barrier(2), context.Queue()
+    ranks = [context.Process(target=fail_in_a_process, args=(path, barrier, answers)) for _ in range(2)]
+    for rank in ranks:
+        rank.start()
+    assert all("s1.png: the file cannot be decoded" in answers.get(timeout=60) for _ in ranks)
+    for rank in ranks:
+        rank.join(60)
+
+
 def test_quarantine_is_respected(tmp_path, home, caplog, monkeypatch):
     codec = open_codec("index_png", FORMATS["exclusive"])
     path = write_config(tmp_path / "data", "exclusive", codec)
@@ -274,6 +295,7 @@ def test_crops_on_rare_classes_mixing_and_heads_from_a_config(tmp_path, home, ki
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("train.strategy=ddpp", "Did you mean `ddp`"),
         ("data.focus={classes: [disk]}", "focus: classes names 'disk'"),
         ("data.focus=0.5", "so every pixel is foreground: list the classes"),
         ("train.mix={copy_paste: 0.5}", "mix: copy_paste: no class of"),

@@ -21,7 +21,7 @@ FLOORS = (
     {"config", "shipped"},
     {"parts"},
     {"experiment"},
-    {"demo", "folds"},
+    {"demo", "dry_run", "folds", "lr_search"},
     {"cli", "console"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

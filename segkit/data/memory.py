@@ -1,8 +1,9 @@
-"""How much memory is free, for this process and in its container."""
+"""How much memory is free, for this process and in its container, and how much it took."""
 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 _MEMINFO = Path("/proc/meminfo")
@@ -22,6 +23,16 @@ def available_memory(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int | 
     cache = _entry(_read(cgroup / "memory.stat"), "inactive_file") or 0
     left = max(0, int(limit) - used + cache)
     return left if free is None else min(free, left)
+
+
+def peak_memory() -> int | None:
+    """Bytes that this process has held at most; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _free_of_machine(meminfo: Path) -> int | None:

@@ -27,3 +27,9 @@ def per_class(thresholds: float | Sequence[float], count: int) -> tuple[float, .
 def logit(probability: float) -> float:
     """The logit whose sigmoid is `probability`: logits are compared, so that no sigmoid is computed."""
     return math.log(probability / (1.0 - probability))
+
+
+def prior_logits(shares: Sequence[float], softmax: bool) -> list[float]:
+    """Logits whose probabilities are `shares`; a class that is nowhere, or everywhere, has a millionth left."""
+    kept = [min(max(share, 1e-6), 1.0 - 1e-6) for share in shares]
+    return [math.log(share) if softmax else logit(share) for share in kept]

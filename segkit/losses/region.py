@@ -67,6 +67,8 @@ class Tversky(OverlapLoss):
         super().__init__(format)
         self.alpha = check_number("alpha", alpha)
         self.beta = check_number("beta", beta)
+        if not self.alpha + self.beta:
+            raise ValueError("alpha and beta are 0, so no mistake costs: expected a finite number above 0 for one.")
 
     def ratio(self, sums: LossSums) -> Tensor:
         """(C,) soft Tversky index."""

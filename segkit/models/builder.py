@@ -13,6 +13,7 @@ from torch import nn
 
 from segkit.formats.mask_format import MaskFormat
 from segkit.models.bundle_files import WEIGHTS, find_bundle, read_description
+from segkit.models.head import remember_new_head
 from segkit.models.segmenter import Recipe, Segmenter
 from segkit.models.statistics import PixelStatistics, find_clipping
 from segkit.models.weights import (
@@ -109,6 +110,8 @@ def build_model(
     )
     if clipping.is_asked_for and statistics.source == "given":
         raise ValueError("`clip` or `window` asks for statistics of the clipped pixels: leave `mean` and `std` out.")
+    if name in ARCHITECTURES:  # a network of your own may come trained
+        remember_new_head(model)
     if word not in ("none", "imagenet", "packaged", *_published_weights(encoder)):
         _load_from_path(model, Path(word))
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,17 +47,23 @@ def encoder_stages(model: Segmenter) -> list[list[nn.Parameter]]:
     return [[p for p in own if stage_of.get(id(p), used[-1]) == stage] for stage in used]
 
 
-def _features(model: Segmenter, encoder: nn.Module) -> list[Tensor]:
-    first = next(encoder.parameters())
-    image = torch.zeros(1, model.in_channels, 1, 1, device=first.device, dtype=first.dtype)
-    modes = {module: module.training for module in encoder.modules()}
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """For one image, which is no batch and no running statistics; then each part is in its mode of before."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
     try:
-        encoder.eval()  # one image is no batch, and no running statistics
-        with torch.enable_grad():
-            return list(_tensors(encoder(pad_to_stride(image, model.stride, model.min_side))))
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def _features(model: Segmenter, encoder: nn.Module) -> list[Tensor]:
+    first = next(encoder.parameters())
+    image = torch.zeros(1, model.in_channels, 1, 1, device=first.device, dtype=first.dtype)
+    with evaluating(encoder), torch.enable_grad():
+        return list(_tensors(encoder(pad_to_stride(image, model.stride, model.min_side))))
 
 
 def _tensors(features: Any) -> Iterator[Tensor]:

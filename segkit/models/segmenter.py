@@ -90,6 +90,7 @@ class Segmenter(nn.Module):
         self.clipping = clipping
         self.statistics = statistics
         self.reading = reading
+        self.new_head_bias: Tensor | None = None  # see `segkit.models.head`
         self._told_rescale = False
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from segkit.models.encoder_stages import evaluating
 from segkit.models.segmenter import Segmenter, pad_to_stride
 from segkit.ops.upsample import CoarseLogits
 from segkit.training.step import loss_of
@@ -62,6 +63,8 @@ class AuxiliaryHeads(nn.Module):
             heads = [_head(count, model.format.num_classes, spatial=stage is not None) for count in channels]
         place = next(model.network.parameters())
         self.heads = nn.ModuleList(heads).to(place.device, place.dtype)
+        if any(isinstance(module, nn.SyncBatchNorm) for module in model.network.modules()):
+            self.heads = nn.SyncBatchNorm.convert_sync_batchnorm(self.heads)  # as the network's own
         shares = [0.5 ** (len(levels) - 1 - number) for number in range(len(levels))]
         self.weights = [weight * share / sum(shares) for share in shares]
 
@@ -103,11 +106,11 @@ class AuxiliaryHeads(nn.Module):
         """Features of all levels for a small image."""
         network, place = model.network, next(model.network.parameters())
         images = torch.zeros(1, model.in_channels, _PROBED_SIDE, _PROBED_SIDE, dtype=place.dtype, device=place.device)
-        was_training, self._watching = network.training, True
+        self._watching = True
         try:
-            network.eval()(pad_to_stride(images, model.stride, model.min_side))
+            with evaluating(network):
+                network(pad_to_stride(images, model.stride, model.min_side))
         finally:
-            network.train(was_training)
             self._watching = False
         return [self._take(number) for number in range(len(self._features))]
 

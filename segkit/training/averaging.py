@@ -17,8 +17,8 @@ class AveragedWeights(Callback):
 
     average ← d · average + (1 - d) · weights with d = min(decay, (1 + n) / (10 + n)) after n steps, as TensorFlow's
     ExponentialMovingAverage has it: a short run is not held back by the weights that it began with. The running
-    statistics of BatchNorm are averaged alike. Averages are float32, also of weights in half precision, whose digits
-    would not hold a share of 1 - d.
+    statistics of BatchNorm are averaged alike. Averages of weights in half precision, whose digits would not
+    hold a share of 1 - d, are float32.
 
     Lightning's `EMAWeightAveraging` (2.6) puts the plain weights back before the best epoch is saved, saves the average
     in their place in a checkpoint written during validation, has no warm-up, copies the data set along with the
@@ -51,7 +51,7 @@ class AveragedWeights(Callback):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         self._weights = {k: v for k, v in self.network.state_dict().items() if v.is_floating_point()}
         began = self._average or self._weights  # the first are those of a checkpoint
-        self._average = {k: began[k].to(v.device, torch.float32, copy=True) for k, v in self._weights.items()}
+        self._average = {k: began[k].to(v.device, _precise(v), copy=True) for k, v in self._weights.items()}
         self._step = trainer.global_step
 
     @torch.no_grad()
@@ -63,12 +63,10 @@ class AveragedWeights(Callback):
         self._step = trainer.global_step
         decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
         self._updates += 1
-        weights = [value.float() for value in self._weights.values()]
+        weights = [value.to(_precise(value)) for value in self._weights.values()]
         torch._foreach_lerp_(list(self._average.values()), weights, 1.0 - decay)
 
     def on_validation_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.world_size > 1:
-            self._share_statistics()
         self._apply()
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
@@ -98,8 +96,6 @@ class AveragedWeights(Callback):
             value.copy_(self._kept[name])
         self._kept = None
 
-    def _share_statistics(self) -> None:
-        # Without SyncBatchNorm each process has met batches of its own; the first writes the bundle, so it is scored.
-        for name, _ in self.network.named_buffers():
-            if name in self._average:
-                torch.distributed.broadcast(self._average[name], src=0)
+
+def _precise(weight: Tensor) -> torch.dtype:
+    return torch.promote_types(weight.dtype, torch.float32)

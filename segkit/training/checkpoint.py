@@ -131,6 +131,7 @@ class RunCheckpoint(Checkpoint):
         self._position = {
             "epoch": trainer.current_epoch if epoch is None else epoch,
             "batches": batches,
+            "step_images": _step_images(trainer),
             "train_loss": sums,
             "should_stop": trainer.should_stop,
         }
@@ -154,6 +155,11 @@ class RunCheckpoint(Checkpoint):
         # Now: Lightning has asked the loader for its length, and not yet for a batch.
         loader: Any = trainer.train_dataloader
         position, self._resumed = self._resumed, None
+        if position["batches"] and position["step_images"] != _step_images(trainer):
+            raise ValueError(
+                f"{self.path}: saved within an epoch in which a step saw {position['step_images']} images, batch_size "
+                f"times processes; now it is {_step_images(trainer)}. Resume with as many, or from the end of an epoch."
+            )
         loader.sampler.set_epoch(position["epoch"], start=position["batches"] * loader.batch_sampler.batch_size)
         trainer.should_stop = position["should_stop"]
         mean: Any = module.train_loss
@@ -175,6 +181,12 @@ def clear_leftovers(run: Path) -> None:
         if (folder / "bundle").is_dir() and not (run / "model").exists():
             os.replace(folder / "bundle", run / "model")
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _step_images(trainer: L.Trainer) -> int:
+    """Images that all processes together see in a batch."""
+    loader: Any = trainer.train_dataloader
+    return loader.batch_sampler.batch_size * trainer.world_size
 
 
 def _validates(trainer: L.Trainer) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -88,19 +88,37 @@ def class_pixels(
     data: MaskDataset, limit: int, progress: Callable[[int, int], None] | None = None
 ) -> tuple[list[int], list[int]]:
     """Pixels of each class, and those of all masks that hold it, over at most `limit` masks."""
+    pixels, around = np.zeros((2, data.format.num_classes), dtype=np.int64)
+    for counts, area in _class_counts(data, limit, progress):
+        pixels += counts[:, 0]
+        around += np.where(counts[:, 0] > 0, area, 0)
+    return pixels.tolist(), around.tolist()
+
+
+def class_shares(data: MaskDataset) -> list[float]:
+    """Share of each class among the pixels where it is known whether it is there; 0 for a class without any.
+
+    Masks are read as by `count_class_weights`.
+    """
+    total = np.zeros((data.format.num_classes, 4), dtype=np.int64)
+    for counts, _ in _class_counts(data, _MASKS, None):
+        total += counts
+    return (total[:, 0] / total.sum(1).clip(1)).tolist()
+
+
+def _class_counts(
+    data: MaskDataset, limit: int, progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[np.ndarray, int]]:
+    """(C, 4) counts of `format.count` and the area of at most `limit` masks."""
     format = data.format
-    pixels, around = np.zeros((2, format.num_classes), dtype=np.int64)
     chosen = np.unique(np.linspace(0, len(data) - 1, min(limit, len(data))).astype(int))
     for done, index in enumerate(chosen):
         planes = data.read_planes(int(index))
         # Of planes against themselves, what is there is a hit.
         target = torch.from_numpy(planes.transpose(2, 0, 1)[None].astype(np.int32)).to(format.torch_dtype)
-        own = format.count(target, target)[0, :, 0].numpy()
-        pixels += own
-        around += np.where(own > 0, planes.shape[0] * planes.shape[1], 0)
+        yield format.count(target, target)[0].numpy(), planes.shape[0] * planes.shape[1]
         if progress is not None:
             progress(done + 1, len(chosen))
-    return pixels.tolist(), around.tolist()
 
 
 def _is_balanced(options: Mapping[str, Any]) -> bool:

@@ -48,7 +48,8 @@ class CompiledTraining(Callback):
     def on_before_backward(self, trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> None:
         # A first gradient would stay in the memory of its graph, whose next run writes over it: what is accumulated
         # over several batches would be lost. So gradients are added to memory of their own.
-        unset = [(parameter, own) for parameter, own in self._gradients if parameter.grad is None]
+        # None for weights that are frozen now: of gradients of zero an optimizer makes steps.
+        unset = [(p, own) for p, own in self._gradients if p.requires_grad and p.grad is None]
         for parameter, own in unset:
             parameter.grad = own
         if unset:

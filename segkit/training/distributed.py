@@ -80,23 +80,36 @@ def count_processes(settings: TrainSettings, place: torch.device) -> Processes:
     return Processes(place, devices, nodes)
 
 
+def check_strategy(settings: TrainSettings, processes: Processes) -> None:
+    """Refuse a strategy that there is not, or that cannot do what the settings ask for.
+
+    Raises:
+        ValueError: names the setting.
+    """
+    known = ["auto", "ddp", "fsdp", *StrategyRegistry.available_strategies()]
+    if settings.strategy not in known:
+        nearest = closest(settings.strategy, known)
+        raise ValueError(
+            f"strategy is {settings.strategy!r}: expected auto, ddp, fsdp or another of Lightning. {nearest}"
+        )
+    if settings.strategy == "fsdp" and processes.total > 1:
+        check_sharding(settings)
+
+
 def pick_strategy(settings: TrainSettings, processes: Processes, model: Segmenter) -> Strategy | str:
     """The strategy of `lightning.Trainer`.
 
     Raises:
-        ValueError: no such strategy, or one that cannot do what the settings ask for.
+        ValueError: see `check_strategy`.
     """
+    check_strategy(settings, processes)
     name = settings.strategy
-    if name not in ("auto", "ddp", "fsdp") and name not in StrategyRegistry.available_strategies():
-        known = ["auto", "ddp", "fsdp", *StrategyRegistry.available_strategies()]
-        nearest = closest(name, known)
-        raise ValueError(f"strategy is {name!r}: expected auto, ddp, fsdp or another of Lightning. {nearest}")
     if processes.total == 1 and name in ("auto", "ddp", "fsdp"):
         return "auto"
     if name in ("auto", "ddp"):
-        return DataParallel(find_unused_parameters=has_unused_parameters(model))
+        frozen = settings.freeze_encoder_epochs > 0  # an encoder whose gradients DDP would wait for
+        return DataParallel(find_unused_parameters=frozen or has_unused_parameters(model))
     if name == "fsdp":
-        check_sharding(settings)
         return ShardedStrategy(processes.total)
     return name
 

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping
-from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.callbacks import Callback
 from torch import nn
 
 from segkit.data.datasets import MaskDataset
@@ -23,31 +21,33 @@ from segkit.inference.evaluate import as_stored, check_normalize
 from segkit.losses.build import build_loss
 from segkit.metrics.scores import Scores
 from segkit.models.bundle import load_weights
-from segkit.models.devices import has_bfloat16, pick_device
+from segkit.models.devices import pick_device
+from segkit.models.encoder_stages import encoder_stages
 from segkit.models.segmenter import FEW, Segmenter
 from segkit.processes import is_main_process
-from segkit.training.averaging import AveragedWeights
-from segkit.training.callbacks import BestBundle, EpochBar, MetricsFile, lower_is_better
-from segkit.training.checkpoint import DurableFiles, RunCheckpoint, clear_leftovers
+from segkit.training.batch_size import fit_batch_size
+from segkit.training.checkpoint import clear_leftovers
 from segkit.training.class_balance import focus_on_rare
-from segkit.training.compiling import CompiledTraining, check_one_size, compile_mode, leave_uncompiled
-from segkit.training.distributed import count_processes, environments, model_to_train, pick_strategy
-from segkit.training.engine import determinism_restored, quiet_lightning
+from segkit.training.compiling import check_one_size, compile_mode, leave_uncompiled
+from segkit.training.distributed import count_processes, model_to_train, pick_strategy
+from segkit.training.engine import (
+    build_trainer,
+    determinism_restored,
+    quiet_lightning,
+    stops_translated,
+    trainer_facts,
+)
 from segkit.training.environment import describe_environment
+from segkit.training.head_bias import set_prior_bias
 from segkit.training.launching import others_may_end
-from segkit.training.lines import EpochLines
-from segkit.training.loggers import LoggedChoices, check_loggers, open_loggers
+from segkit.training.loggers import check_loggers, open_loggers
 from segkit.training.module import SegmentationModule
 from segkit.training.named_optimizers import check_optimizer
-from segkit.training.pictures import CurvesPicture, ValidationPictures
-from segkit.training.preemption import AGAIN, Preempted
-from segkit.training.settings import train_settings
+from segkit.training.run_callbacks import CHECKPOINT, run_callbacks
+from segkit.training.settings import TrainSettings, train_settings
 
 # Bands change little from image to image; more would only cost reading time.
 _STATISTICS_IMAGES = 200
-
-# In a run folder.
-CHECKPOINT = Path("checkpoints", "last.ckpt")
 
 
 @dataclass(frozen=True)
@@ -104,90 +104,62 @@ def fit(
             with exit code 75 if nobody catches it.
     """
     chosen = train_settings(**settings)
-    check_loggers(chosen.loggers)
     out, place = Path(out), pick_device(chosen.device)
-    _check_formats(model, train, val)
-    check_optimizer(chosen.optimizer)
-    mode = compile_mode(chosen.compile)
-    if mode is not None:
-        check_one_size(train)
-    if data_on_device:
-        device_augment(train)
+    _check(model, train, val, chosen, data_on_device)
     train = focus_on_rare(train)
-    model.reading = train.reading.for_new_images()
-    if val is not None:
-        check_normalize(model, val)
-        val = as_stored(val)
+    val = None if val is None else as_stored(val)
     processes = count_processes(chosen, place)
     strategy = pick_strategy(chosen, processes, model)
+    model.reading = train.reading.for_new_images()
     checkpoint = _checkpoint_to_resume(out) if resume else None
     if not resume:
         refuse_used_folder(out)
         fit_pixel_statistics(model, train)
+        if chosen.prior_bias:
+            set_prior_bias(model, train)
+    loss = build_loss({"cross_entropy": 1, "dice": 1}, model.format) if loss is None else loss
+    if chosen.batch_size == "auto":
+        if resume:
+            raise ValueError(
+                "batch_size is auto: give the number that the run had, as another trains to other weights."
+            )
+        size = fit_batch_size(model, train, val, loss=loss, settings=chosen, data_on_device=data_on_device)
+        tell(f"batch size: {size}")
+        chosen = chosen.model_copy(update={"batch_size": size})
     if chosen.channels_last:
         model.to(memory_format=torch.channels_last)
     model.train()  # one that was loaded to predict normalises with the statistics it has, and would not learn them
     trained = model_to_train(model, chosen, processes)
-    loss = build_loss({"cross_entropy": 1, "dice": 1}, model.format) if loss is None else loss
+    if chosen.layer_decay is not None:
+        encoder_stages(trained)  # known now, not once the run has begun
+    show = sys.stderr.isatty() if progress is None else progress
+    beside = run_callbacks(
+        trained,
+        chosen,
+        out,
+        train.codec,
+        val,
+        given=callbacks,
+        show=show,
+        tell=tell,
+        choices=choices,
+        resumes=resume,
+    )
     module = SegmentationModule(trained, loss, train, val, chosen, data_on_device=data_on_device)
     out.mkdir(parents=True, exist_ok=True)
-    averaged = None if chosen.ema is None else AveragedWeights(trained.network, chosen.ema)
-    best = BestBundle(out / "model", train.codec, chosen.monitor if val is not None else None, averaged)
-    show = sys.stderr.isatty() if progress is None else progress
-    metrics = MetricsFile(out / "metrics.csv")
-    extra = [*callbacks, best, metrics, EpochLines(best, tell, _terminal() if show and tell is print else None)]
-    extra += [CurvesPicture(out / "curves.png", metrics, best)]
-    extra += [LoggedChoices(chosen.model_dump() if choices is None else choices, resumes=resume)]
-    if chosen.pictures_every is not None and val is not None:
-        folder = out / "pictures" / "epochs"
-        extra.append(ValidationPictures(folder, val, chosen.pictures_every, chosen.validate_every))
-    # Lightning runs checkpoint callbacks last, so the states of the others are in it.
-    files = DurableFiles()
-    extra.append(RunCheckpoint(out / CHECKPOINT, files, chosen.checkpoint_every_steps, tell))
-    if chosen.patience is not None and val is not None:
-        direction = "min" if lower_is_better(chosen.monitor) else "max"
-        extra.append(EarlyStopping(chosen.monitor, patience=chosen.patience, mode=direction))
-    if mode is not None:
-        extra.append(CompiledTraining(trained.network, mode))
-    if averaged is not None:
-        extra.append(averaged)  # after all that look at what was validated
-    if show:
-        extra.append(EpochBar())
     logging = open_loggers(chosen.loggers, out, checkpoint)
     with quiet_lightning(), determinism_restored(), others_may_end(), logging as loggers:
-        trainer = L.Trainer(
-            accelerator={"cuda": "gpu"}.get(place.type, place.type),
-            devices=processes.devices,
-            num_nodes=processes.nodes,
-            strategy=strategy,
-            precision=_precision(chosen.precision, place),  # type: ignore[arg-type]
-            max_epochs=chosen.epochs,
-            accumulate_grad_batches=chosen.accumulate,
-            gradient_clip_val=chosen.clip_norm,
-            check_val_every_n_epoch=chosen.validate_every,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            callbacks=extra,
-            plugins=[files, *environments()],
-            logger=loggers,
-            log_every_n_steps=1,
-            enable_progress_bar=show,
-            enable_model_summary=False,
-            deterministic="warn" if not torch.cuda.is_available() else None,
+        trainer = build_trainer(
+            chosen, processes, strategy, callbacks=beside.in_order, files=beside.files, loggers=loggers, show=show
         )
         if trainer.is_global_zero:
-            facts = {**describe_environment(), **_trainer_facts(trainer)}
+            facts = {**describe_environment(), **trainer_facts(trainer)}
             write_whole(out / "environment.json", (json.dumps(facts, indent=2) + "\n").encode())
             if data_on_device:
                 tell(f"reading {len(train)} training samples into the memory of {place}")
         try:
-            trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
-        except SIGTERMException:  # that came before the first step
-            raise Preempted from None
-        except SystemExit as stop:
-            if stop.code == AGAIN:
-                raise
-            raise KeyboardInterrupt from None  # Lightning ends so after Ctrl-C
+            with stops_translated():
+                trainer.fit(module, ckpt_path=checkpoint, weights_only=True)
         finally:
             leave_uncompiled(trained.network)
             if module.auxiliary is not None:
@@ -197,7 +169,22 @@ def fit(
     load_weights(model, out / "model")
     model.statistics = trained.statistics
     model.eval()
-    return FitResult(out, best.best, best.best_epoch, trainer.current_epoch, module.scores)
+    return FitResult(out, beside.best.best, beside.best.best_epoch, trainer.current_epoch, module.scores)
+
+
+def _check(
+    model: Segmenter, train: MaskDataset, val: MaskDataset | None, settings: TrainSettings, data_on_device: bool
+) -> None:
+    """Raise what is known to be wrong before anything is written."""
+    check_loggers(settings.loggers)
+    _check_formats(model, train, val)
+    check_optimizer(settings.optimizer)
+    if compile_mode(settings.compile) is not None:
+        check_one_size(train)
+    if data_on_device:
+        device_augment(train)
+    if val is not None:
+        check_normalize(model, val)
 
 
 def _check_formats(model: Segmenter, train: MaskDataset, val: MaskDataset | None) -> None:
@@ -236,26 +223,3 @@ def _some_images(data: MaskDataset) -> Iterator[np.ndarray]:
     few = chosen[:: -(-len(chosen) // FEW)]
     for index in (*few, *np.setdiff1d(chosen, few)):
         yield data.read(int(index)).image
-
-
-def _precision(precision: str, place: torch.device) -> str:
-    if precision != "auto":
-        return precision
-    if place.type != "cuda":
-        return "32-true"
-    return "bf16-mixed" if has_bfloat16() else "16-mixed"
-
-
-def _terminal() -> Any:
-    """The console that the bar is drawn on, so that both keep out of each other's way; None if it is no terminal."""
-    from rich import get_console
-
-    return get_console() if get_console().is_terminal else None
-
-
-def _trainer_facts(trainer: L.Trainer) -> dict[str, Any]:
-    return {
-        "accelerator": type(trainer.accelerator).__name__,
-        "precision": str(trainer.precision),
-        "world_size": trainer.world_size,
-    }

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from segkit.processes import OthersEnded
+from segkit.processes import OthersEnded, be_parent, end_with_parent
 from segkit.training.preemption import AGAIN, Preempted
 
 # What a process may take to notice that another is gone, write its message and end.
@@ -35,7 +35,9 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         _set_num_threads_if_needed(num_processes=self.num_processes)
         if self.cluster_environment.creates_processes_externally:
+            end_with_parent()
             return function(*args, **kwargs)
+        be_parent()
         self._call_children_scripts()
         threading.Thread(target=self._watch, daemon=True).start()
         try:
@@ -63,7 +65,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         return not left
 
     def _watch(self) -> None:
-        """End the run when another process has failed and this one does not notice, as in a collective of NCCL."""
+        """End the run when another process has ended and this one does not notice, as in a collective of NCCL."""
         while (failed := _failed(self.procs)) is None:
             if all(other.poll() is not None for other in self.procs):
                 return
@@ -73,7 +75,7 @@ class WatchedLauncher(_SubprocessScriptLauncher):
         number = self.procs.index(failed) + 1
         print(f"segkit: process {number} of this run ended with code {failed.returncode}; so do all.", file=sys.stderr)
         sys.stderr.flush()
-        os._exit(1)
+        os._exit(AGAIN if failed.returncode == AGAIN else 1)
 
 
 @contextmanager
@@ -100,4 +102,4 @@ def lost_others(error: BaseException) -> bool:
 
 
 def _failed(processes: list[subprocess.Popen]) -> subprocess.Popen | None:
-    return next((p for p in processes if p.poll() not in (None, 0, AGAIN)), None)
+    return next((p for p in processes if p.poll() not in (None, 0)), None)

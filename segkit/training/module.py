@@ -29,6 +29,17 @@ from segkit.training.settings import MONITORS, TrainSettings
 from segkit.training.sharding import ShardedStrategy, hold_shares, hold_whole, shard
 from segkit.training.step import image_losses, training_loss
 
+# Settings that a resumed run takes from its checkpoint, by way of groups and moments of the optimizer.
+_OF_THE_CHECKPOINT = (
+    "optimizer",
+    "lr",
+    "weight_decay",
+    "encoder_lr_factor",
+    "layer_decay",
+    "schedule",
+    "deep_supervision",
+)
+
 
 def with_clip(train: MaskDataset, statistics: PixelStatistics) -> MaskDataset:
     """The same samples; the augmentation knows what the model clips, see `segkit.data.intensity.clipped`."""
@@ -87,9 +98,9 @@ class SegmentationModule(L.LightningModule):
             if self._train_on_device is None:  # asked for more than once
                 self._train_on_device = DeviceDataset(train, place, workers=plan.workers)
             data = self._train_on_device
-            return device_train_loader(data, plan.batch_size, seed=plan.seed, rank=rank, world_size=world_size)
+            return device_train_loader(data, plan.known_batch_size, seed=plan.seed, rank=rank, world_size=world_size)
         loader = train_loader(
-            train, plan.batch_size, seed=plan.seed, workers=plan.workers, rank=rank, world_size=world_size
+            train, plan.known_batch_size, seed=plan.seed, workers=plan.workers, rank=rank, world_size=world_size
         )
         return DeviceLoader(loader, place)
 
@@ -98,7 +109,7 @@ class SegmentationModule(L.LightningModule):
             return []
         loader = eval_loader(
             self._val,
-            self.settings.batch_size,
+            self.settings.known_batch_size,
             workers=self.settings.workers,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
@@ -161,8 +172,15 @@ class SegmentationModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # No part of the state dict, so that weights stay interchangeable with the bare network's.
         checkpoint["statistics"] = asdict(self.model.statistics)
+        checkpoint["began_with"] = {name: getattr(self.settings, name) for name in _OF_THE_CHECKPOINT}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, before in checkpoint.get("began_with", {}).items():
+            if (now := getattr(self.settings, name)) != before:
+                raise ValueError(
+                    f"{name} is {now!r}, but the run that is to be resumed has {before!r}, which is part of the state "
+                    "of its optimizer: resume with that, or start a new run."
+                )
         self.model.statistics = PixelStatistics(**checkpoint["statistics"])
         self._train_on_device = None  # it would be clipped as the model did before
 

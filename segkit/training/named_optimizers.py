@@ -17,6 +17,8 @@ _REFUSED = {
     "adahessian": "it needs second derivatives, which training steps do not compute",
     "kron": "a resumed run would not end as an uninterrupted one",
 }
+# How a step is computed, which depends on the device.
+_KERNELS = ("fused", "foreach", "capturable", "differentiable")
 # What groups of parameters decide.
 _SETTINGS = ("params", "lr", "weight_decay")
 
@@ -38,7 +40,7 @@ def make_optimizer(spec: str | Mapping[str, Any], groups: list[dict[str, Any]], 
         options = {**options, "fused": True}  # one kernel for all parameters
     try:
         optimizer = create_optimizer_v2(groups, name, lr=lr, **options)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # anything at all, as of betas that are too few
         raise ValueError(f"optimizer {name} with {options}: {str(error).rstrip('.')}.") from error
     # Fused ones would unscale float16 gradients on their own, but they are clipped before, also in bfloat16, where
     # there is nothing to unscale. Without this mark torch's GradScaler unscales before the step, as for all others.
@@ -48,8 +50,20 @@ def make_optimizer(spec: str | Mapping[str, Any], groups: list[dict[str, Any]], 
 
 
 def check_optimizer(spec: str | Mapping[str, Any]) -> None:
-    """Raise what `make_optimizer` would, before there is a model."""
-    make_optimizer(spec, [{"params": [nn.Parameter(torch.zeros(2, 2))]}], lr=1e-3)
+    """Raise what `make_optimizer` would, or the first step, before there is a model."""
+    weight = nn.Parameter(torch.zeros(8, 8))
+    make_optimizer(spec, [{"params": [weight]}], lr=1e-3)
+    name, options = _read(spec)
+    if _is_of_a_package(name):
+        return  # and runs on CUDA alone
+    # Some look at their options only when they are used.
+    options = {option: value for option, value in options.items() if option not in _KERNELS}
+    optimizer = make_optimizer({"name": name, **options}, [{"params": [weight]}], lr=1e-3)
+    weight.grad = torch.ones_like(weight)
+    try:
+        optimizer.step()
+    except Exception as error:
+        raise ValueError(f"optimizer {name} with {options} makes no step: {str(error).rstrip('.')}.") from error
 
 
 def optimizer_names() -> list[str]:
@@ -79,9 +93,9 @@ def _read(spec: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     optimizer_class = get_optimizer_info(name).opt_class
     if package := _missing_package(optimizer_class):
         raise ValueError(f"optimizer {name} is of the package {package}, which is not installed. Install it.")
-    if isinstance(optimizer_class, str) and not torch.cuda.is_available():
+    if _is_of_a_package(name) and not torch.cuda.is_available():
         raise ValueError(f"optimizer {name} runs on CUDA alone, and there is no such GPU. Take another, such as adamw.")
-    if not isinstance(optimizer_class, str):
+    if not _is_of_a_package(name):
         _check_options(name, options, optimizer_class)
     return name, options
 
@@ -97,6 +111,13 @@ def _check_options(name: str, options: Mapping[str, Any], optimizer_class: Any) 
 
 def _why_refused(name: str) -> str | None:
     return next((why for start, why in _REFUSED.items() if name.startswith(start)), None)
+
+
+def _is_of_a_package(name: str) -> bool:
+    """Whether timm only names the class, which another package has."""
+    from timm.optim import get_optimizer_info
+
+    return isinstance(get_optimizer_info(name).opt_class, str)
 
 
 def _missing_package(optimizer_class: Any) -> str | None:

@@ -105,15 +105,31 @@ def build_schedule(
     return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
-def _one_cycle(
-    optimizer: torch.optim.Optimizer, total_steps: int, warmup: float
-) -> torch.optim.lr_scheduler.OneCycleLR:
+class _OneCycle(torch.optim.lr_scheduler.OneCycleLR):
+    """torch's, which after the last step would rise again or fail.
+
+    A run that is resumed with another number of epochs has its new number of steps, as with other schedules.
+    """
+
+    def get_lr(self) -> list[Any]:
+        step, self.last_epoch = self.last_epoch, min(self.last_epoch, self.total_steps - 1)
+        try:
+            return super().get_lr()
+        finally:
+            self.last_epoch = step
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({k: v for k, v in state_dict.items() if k not in ("total_steps", "_schedule_phases")})
+
+
+def _one_cycle(optimizer: torch.optim.Optimizer, total_steps: int, warmup: float) -> _OneCycle:
     # An optimizer without momentum keeps without; torch takes beta1 of Adam and its kin for momentum.
     has_momentum = "betas" in optimizer.defaults or optimizer.defaults.get("momentum", 0.0) > 0.0
-    return torch.optim.lr_scheduler.OneCycleLR(
+    return _OneCycle(
         optimizer,
         max_lr=[group["lr"] for group in optimizer.param_groups],
         total_steps=total_steps,
-        pct_start=warmup,
+        # A little more: a rise of one step exactly is one of length 0, by which torch would divide.
+        pct_start=min(1.0, float(warmup) * (1.0 + 1e-9)),
         cycle_momentum=has_momentum,
     )

@@ -24,7 +24,21 @@ MONITORS = ("pooled_iou", "pooled_dice", "per_image_iou", "per_image_dice", "val
 LOGGERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
-class MixSettings(BaseModel):
+class Settings(BaseModel):
+    """Unknown keys are refused, values do not change, and what is to be a number is a finite one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _true_is_no_number(cls, given: Any, check: Any) -> Any:
+        found = check(given)
+        if isinstance(given, bool) and not isinstance(found, bool):
+            raise ValueError("a number")  # pydantic takes it for 1
+        return found
+
+
+class MixSettings(Settings):
     """Share of the training batches that are mixed, by the way of mixing; see `segkit.training.mixing.Mixer`.
 
     Attributes:
@@ -34,8 +48,6 @@ class MixSettings(BaseModel):
         classes: what `copy_paste` pastes; None for all but `background`.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     cutmix: float = Field(0.0, ge=0, le=1)
     classmix: float = Field(0.0, ge=0, le=1)
     copy_paste: float = Field(0.0, ge=0, le=1)
@@ -44,7 +56,7 @@ class MixSettings(BaseModel):
     @model_validator(mode="after")
     def _one_way_per_batch(self) -> MixSettings:
         total = self.cutmix + self.classmix + self.copy_paste
-        if not 0 < total <= 1:
+        if not 0 < total <= 1 + 1e-9:  # 0.56, 0.34 and 0.1 add up to a little more than 1
             raise ValueError(
                 "shares of `cutmix`, `classmix` and `copy_paste` that add up to more than 0 and at most 1, as each "
                 f"batch is mixed in one way: they add up to {total:g}"
@@ -54,17 +66,21 @@ class MixSettings(BaseModel):
         return self
 
 
-class TrainSettings(BaseModel):
+class TrainSettings(Settings):
     """How long, how fast, and where.
 
     Attributes:
         epochs: passes over the training set.
-        batch_size: images per device and step.
+        batch_size: images per device and step; `auto` for as many as fit in its memory, see
+            `segkit.training.batch_size.fit_batch_size`.
         lr: peak learning rate of decoder and head.
         optimizer: name of an optimizer of torch or timm, or a mapping of `name` and options, see `make_optimizer`.
         encoder_lr_factor: see `build_optimizer`.
         layer_decay: in (0, 1], see `build_optimizer`; None for one rate in the whole encoder.
         weight_decay: see `build_optimizer`.
+        freeze_encoder_epochs: so many epochs at the beginning leave the encoder as it is.
+        prior_bias: begin with probabilities that are the frequencies of the classes, see
+            `segkit.training.head_bias.set_prior_bias`.
         schedule: how the rate falls after the warm-up, see `build_schedule`.
         warmup: share of all steps in [0, 1) over which the rate rises; None is 0.3 for `one_cycle`, else 0.05.
         ema: decay in [0, 1) per step of an average of the weights, which is validated and kept in their place, see
@@ -96,15 +112,15 @@ class TrainSettings(BaseModel):
         pictures_every: epochs from one sheet of validation pictures to the next; None draws none while training.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     epochs: PositiveInt = 50
-    batch_size: PositiveInt = 8
+    batch_size: PositiveInt | Literal["auto"] = 8
     lr: PositiveFloat = 1e-3
     optimizer: str | dict[str, Any] = "adamw"
     encoder_lr_factor: PositiveFloat | None = None
     layer_decay: float | None = Field(None, gt=0, le=1)
     weight_decay: NonNegativeFloat = 0.01
+    freeze_encoder_epochs: int = Field(0, ge=0)
+    prior_bias: bool = False
     schedule: Literal["cosine", "poly", "constant", "one_cycle"] = "cosine"
     warmup: float | None = Field(None, ge=0, lt=1)
     ema: float | None = Field(None, ge=0, lt=1)
@@ -128,6 +144,25 @@ class TrainSettings(BaseModel):
     workers: int | None = Field(None, ge=0)
     loggers: dict[str, dict[str, Any]] = {"tensorboard": {}}
     pictures_every: PositiveInt | None = 10
+
+    @field_validator("mix", mode="before")
+    @classmethod
+    def _mixed_by_name(cls, given: Any) -> Any:
+        if not isinstance(given, (dict, MixSettings, type(None))):
+            raise ValueError("a share of the batches for each way of mixing, such as {cutmix: 0.5}")
+        return given
+
+    @model_validator(mode="after")
+    def _others_to_mix_with(self) -> TrainSettings:
+        if self.mix is not None and self.batch_size == 1:
+            raise ValueError("a `batch_size` of 2 or more where `mix` is given, which takes another image of the batch")
+        return self
+
+    @property
+    def known_batch_size(self) -> int:
+        """`batch_size`, once a number stands in place of `auto`."""
+        assert self.batch_size != "auto"
+        return self.batch_size
 
     @field_validator("loggers", mode="before")
     @classmethod
@@ -162,4 +197,5 @@ def _explain(mistake: Any) -> str:
             return f"unknown key {name!r}. {closest(name.removeprefix('mix.'), MixSettings.model_fields)}"
         return f"fit got an argument it does not know: {name!r}. {closest(str(name), TrainSettings.model_fields)}"
     expected = mistake["msg"].removeprefix("Input should be ").removeprefix("Value error, ").rstrip(".")
-    return f"{name} is {mistake['input']!r}, expected {expected}."
+    found = f"{name} is {mistake['input']!r}" if name else "settings that contradict each other"
+    return f"{found}, expected {expected}."

@@ -40,7 +40,7 @@ def check_sharding(settings: TrainSettings) -> None:
     Raises:
         ValueError: names the setting.
     """
-    for name in ("compile", "ema", "deep_supervision"):
+    for name in ("compile", "ema", "layer_decay", "freeze_encoder_epochs", "deep_supervision"):
         if getattr(settings, name) not in (None, False):
             raise ValueError(
                 f"strategy is fsdp, which shares out the weights, and {name} needs them whole: take `strategy: ddp`, "

@@ -224,6 +224,9 @@ def test_foreground_has_to_be_something():
     [
         ("{focus: 0.5}", "expected `crop` where `focus` is given"),
         ("{crop: 8, focus: 2}", "`data.focus` is 2, expected less than or equal to 1"),
+        ("{crop: 8, focus: true}", "`data.focus` is True, expected a share of the crops, such as 0.33"),
+        ("{crop: 8, focus: {share: true}}", "`data.focus.share` is True, expected a number"),
+        ("{crop: 8, focus: rare}", "`data.focus` is 'rare', expected a share .*{share: 0.33, classes: foreground}"),
         ("{crop: 8, focus: {classes: rares}}", "`data.focus.classes` is 'rares', expected 'foreground'"),
         ("{crop: 8, focus: {shar: 1}}", "unknown key `data.focus.shar`.*share"),
     ],

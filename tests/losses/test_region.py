@@ -122,7 +122,7 @@ def test_tversky_contains_jaccard(format, make_pair):
     assert Tversky(format, alpha=1, beta=1)(logits, target).item() == pytest.approx(jaccard.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"alpha": -1}, {"beta": float("nan")}, {"alpha": "0.3"}])
+@pytest.mark.parametrize("options", [{"alpha": -1}, {"beta": float("nan")}, {"alpha": "0.3"}, {"alpha": 0, "beta": 0}])
 def test_strange_prices_are_refused(options):
     with pytest.raises(ValueError, match="expected a finite number"):
         Tversky(BINARY, **options)

@@ -101,6 +101,19 @@ def test_heads_start_from_the_seed_and_do_nothing_in_evaluation():
     assert model.train().training
 
 
+def test_parts_of_the_network_keep_their_modes_and_heads_synchronise_as_it_does():
+    model = build_model("deeplabv3plus", "tu-test_resnet", FORMAT, weights=None).train()
+    frozen = model.network.encoder.eval()
+    heads = AuxiliaryHeads(model, 0.4)
+    assert not any(m.training for m in frozen.modules())
+    assert model.network.decoder.training
+    assert not any(isinstance(m, nn.SyncBatchNorm) for m in heads.modules())
+    model.network = nn.SyncBatchNorm.convert_sync_batchnorm(model.network)
+    norms = [m for m in AuxiliaryHeads(model, 0.4).modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == 1
+    assert isinstance(norms[0], nn.SyncBatchNorm)
+
+
 def test_a_supervised_run_leaves_a_plain_bundle_and_trained_heads_in_the_checkpoint(tmp_path):
     model, _, _, result, _ = run(tmp_path, FORMAT, epochs=8, deep_supervision=0.4)
     assert result.best > 0.5

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 from segkit.data.augment import build_augment
 from segkit.models.builder import build_model
-from segkit.training import checkpoint
+from segkit.training import checkpoint, compiling
 from segkit.training.checkpoint import clear_leftovers, write_durably
 from segkit.training.fit import fit
 from segkit.training.preemption import Preempted
@@ -30,8 +30,14 @@ CASES = {
     "accumulate": {"accumulate": 2},
     "ema": {"ema": 0.9, "accumulate": 2},
     "one cycle": {"schedule": "one_cycle", "optimizer": "muon", "layer_decay": 0.7},
+    "frozen encoder": {"freeze_encoder_epochs": 1, "ema": 0.9},
     "on device": {"data_on_device": True},
     "mixed and supervised": {"mix": {"cutmix": 0.4, "classmix": 0.4}, "deep_supervision": 0.4},
+    "the whole recipe": {
+        **{"ema": 0.9, "freeze_encoder_epochs": 1, "layer_decay": 0.7, "accumulate": 2, "schedule": "one_cycle"},
+        **{"mix": {"cutmix": 0.5, "copy_paste": 0.5, "classes": ["disc"]}, "deep_supervision": 0.4, "prior_bias": True},
+        **{"optimizer": {"name": "sgd", "momentum": 0.8}, "compile": True},
+    },
     "rare validation": {"validate_every": 3, "epochs": 4},
 }
 
@@ -93,8 +99,10 @@ def assert_same(run, other):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_killed_and_terminated_again_and_again_ends_like_one_that_was_not(tmp_path, data, case):
+def test_a_run_killed_and_terminated_again_and_again_ends_like_one_that_was_not(tmp_path, data, case, monkeypatch):
     options = CASES[case]
+    # What is resumed is compiled too, but by nothing that takes minutes.
+    monkeypatch.setattr(compiling, "_BACKEND", "eager")
     whole = train(tmp_path / "whole", data, **options)
     lives = [
         (("train", 0, 1), terminate, Preempted),
@@ -124,6 +132,25 @@ def test_sigterm_ends_with_the_code_that_asks_to_be_started_again(tmp_path, data
     assert stop.value.code == 75
     assert torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 1
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_within_an_epoch_a_step_sees_as_many_images_as_before(tmp_path, data):
+    with pytest.raises(Preempted):
+        train(tmp_path / "run", data, At(("train", 1, 0), terminate))
+    with pytest.raises(ValueError, match="a step saw 2 images, batch_size times processes; now it is 3"):
+        train(tmp_path / "run", data, resume=True, batch_size=3)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"lr": 1e-3}, {"optimizer": "lion"}, {"schedule": "one_cycle"}, {"layer_decay": 0.5}, {"deep_supervision": 0.4}],
+    ids=str,
+)
+def test_what_the_state_of_the_optimizer_decides_cannot_be_changed(tmp_path, data, other):
+    train(tmp_path / "run", data, epochs=1)
+    (name,) = other
+    with pytest.raises(ValueError, match=f"^{name} is .*, but the run that is to be resumed has "):
+        train(tmp_path / "run", data, resume=True, epochs=2, **other)
 
 
 def test_sigterm_while_gradients_accumulate_waits_for_the_step(tmp_path, data):

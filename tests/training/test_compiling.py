@@ -70,6 +70,14 @@ def test_a_compiled_run_is_the_plain_run_in_one_graph(tmp_path, graphs):
     assert len(graphs) == 1
 
 
+def test_an_encoder_that_thaws_is_compiled_anew(tmp_path, graphs):
+    plain, *_ = run(tmp_path, FORMAT, "plain", freeze_encoder_epochs=1)
+    compiled, *_ = run(tmp_path, FORMAT, "compiled", freeze_encoder_epochs=1, compile=True)
+    assert graphs == [{"images": (3, 3, 32, 32), "runs": 2}] * 2
+    for name, value in plain.network.state_dict().items():
+        assert torch.equal(value, compiled.network.state_dict()[name]), name
+
+
 def test_checkpoints_know_nothing_of_compiling(tmp_path, graphs):
     from lightning.pytorch.callbacks import Callback
 

@@ -15,6 +15,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from segkit.models.builder import build_model
+from segkit.training.distributed import (
+    DataParallel,
+    Processes,
+    count_processes,
+    has_unused_parameters,
+    model_to_train,
+    pick_strategy,
+)
+from segkit.training.settings import TrainSettings
+from segkit.training.sharding import ShardedStrategy
 from tests.scenes import write_set
 from tests.test_cli import write_config
 from tests.training.ranks import FORMAT, compare
@@ -137,3 +148,75 @@ def test_the_command_trains_in_two_processes_and_tells_everything_once(tmp_path,
     assert json.loads((tmp_path / "run/environment.json").read_text())["world_size"] == 2
     assert json.loads((tmp_path / "run/scores.json").read_text())["images"] == 2
     assert len(list((tmp_path / "cache").iterdir())) == 2  # one copy of each part, and nothing half written
+
+
+# Without processes -----------------------------------------------------------------------------------------
+
+
+def settings(**given):
+    return TrainSettings(device="cpu", **given)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return build_model("unet", "tu-test_resnet", FORMAT, weights=None, decoder_channels=[16, 16, 8, 8, 8])
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "2"}
+SRUN = {"SLURM_STEP_NUM_TASKS": "8", "SLURM_STEP_NUM_NODES": "2"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [({}, (4, 3)), (TORCHRUN, (2, 3)), (SRUN, (4, 2)), ({"SLURM_STEP_NUM_TASKS": "1"}, (4, 3))],
+)
+def test_launchers_say_how_many_processes_there_are(monkeypatch, environment, expected):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    found = count_processes(settings(devices=4, nodes=3), torch.device("cpu"))
+    assert (found.devices, found.nodes, found.total) == (*expected, expected[0] * expected[1])
+
+
+def test_one_gpu_is_not_for_several_processes():
+    with pytest.raises(ValueError, match="device is cuda:1, one GPU, for 2 processes"):
+        count_processes(settings(devices=2), torch.device("cuda:1"))
+    assert count_processes(settings(), torch.device("cuda:1")).devices == [1]
+
+
+def test_strategies(model):
+    two = Processes(torch.device("cpu"), 2, 1)
+    assert isinstance(pick_strategy(settings(), two, model), DataParallel)
+    assert isinstance(pick_strategy(settings(strategy="fsdp"), two, model), ShardedStrategy)
+    assert pick_strategy(settings(strategy="fsdp"), Processes(torch.device("cpu"), 1, 1), model) == "auto"
+    with pytest.raises(ValueError, match=r"strategy is 'fdsp': expected .* Did you mean .fsdp"):
+        pick_strategy(settings(strategy="fdsp"), two, model)
+    for refused in ({"ema": 0.9}, {"compile": True}, {"deep_supervision": 0.4}):
+        with pytest.raises(ValueError, match=f"{next(iter(refused))} needs them whole"):
+            pick_strategy(settings(strategy="fsdp", **refused), two, model)
+
+
+def test_parameters_without_a_gradient_are_found(model):
+    assert not has_unused_parameters(model)
+    model.network.register_module("unused", torch.nn.Linear(2, 2))
+    assert has_unused_parameters(model)
+
+
+def test_batchnorm_is_synchronised_where_that_works_and_keeps_its_activation(model):
+    cpu, gpus = (Processes(torch.device(kind), 2, 1) for kind in ("cpu", "cuda"))
+    assert model_to_train(model, settings(), cpu) is model
+    assert model_to_train(model, settings(sync_batchnorm=False), gpus) is model
+    with pytest.raises(ValueError, match="torch has no SyncBatchNorm on a cpu"):
+        model_to_train(model, settings(sync_batchnorm=True), cpu)
+    efficient = build_model("unet", "tu-test_efficientnet", FORMAT, weights=None)
+    for plain in (model, efficient):
+        trained = model_to_train(plain, settings(), gpus)
+        before, after = (dict(m.network.named_modules()) for m in (plain, trained))
+        assert before.keys() == after.keys()
+        for name, module in before.items():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                assert isinstance(after[name], torch.nn.SyncBatchNorm)
+                assert type(getattr(module, "act", None)) is type(getattr(after[name], "act", None))
+        image = torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8)
+        assert torch.equal(plain.eval()(image), trained.eval()(image))
+        assert plain.state_dict().keys() == trained.state_dict().keys()

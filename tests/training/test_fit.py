@@ -13,7 +13,8 @@ from segkit.inference.evaluate import evaluate
 from segkit.losses.build import build_loss
 from segkit.models.builder import build_model
 from segkit.models.bundle import load_model
-from segkit.training.fit import _precision, fit
+from segkit.training.engine import pick_precision
+from segkit.training.fit import fit
 from segkit.training.step import training_loss
 from tests.scenes import FORMATS, write_set
 
@@ -315,11 +316,11 @@ def test_an_augmentation_of_the_cpu_with_data_on_the_device_is_refused_before_an
 
 def test_precision_auto_is_what_the_device_is_fast_in(monkeypatch):
     cuda = torch.device("cuda")
-    assert _precision("auto", torch.device("cpu")) == "32-true"
-    assert _precision("32-true", cuda) == "32-true"
+    assert pick_precision("auto", torch.device("cpu")) == "32-true"
+    assert pick_precision("32-true", cuda) == "32-true"
     for ampere, expected in ((True, "bf16-mixed"), (False, "16-mixed")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, answer=ampere: answer)
-        assert _precision("auto", cuda) == expected
+        assert pick_precision("auto", cuda) == expected
 
 
 @pytest.mark.gpu

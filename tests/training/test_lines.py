@@ -6,7 +6,8 @@ import io
 import pytest
 from rich.console import Console
 
-from segkit.training import fit as fit_module
+from segkit.training import run_callbacks
+from segkit.training.fit import fit
 from segkit.training.lines import duration_text
 from tests.scenes import FORMATS
 from tests.training.test_fit import run, small_model, write_set
@@ -30,10 +31,10 @@ def test_lines_say_what_is_best_and_how_long_it_takes(tmp_path):
 def table(tmp_path, monkeypatch, width, kind="exclusive", **options):
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=width, color_system=None)
-    monkeypatch.setattr(fit_module, "_terminal", lambda: console)
+    monkeypatch.setattr(run_callbacks, "_terminal", lambda: console)
     format = FORMATS[kind]
     train, val = write_set(tmp_path / "t", format, 4), write_set(tmp_path / "v", format, 2)
-    fit_module.fit(
+    fit(
         small_model(format),
         train,
         val,

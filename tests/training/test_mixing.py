@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from segkit.config import read_config
 from segkit.formats.mask_format import MaskFormat
 from segkit.training.fit import fit
 from segkit.training.mixing import Mixer
@@ -164,6 +165,8 @@ def test_a_batch_of_one_stays_as_it_is():
         ({"cutmix": 0.7, "classmix": 0.7}, "expected shares .* they add up to 1.4"),
         ({}, "they add up to 0"),
         ({"cutmix": 1.5}, "mix.cutmix is 1.5, expected less than or equal to 1"),
+        (0.5, "mix is 0.5, expected a share of the batches for each way of mixing, such as {cutmix: 0.5}"),
+        ({"cutmix": True}, "mix.cutmix is True, expected a number"),
         ({"cutmx": 0.5}, "unknown key 'mix.cutmx'.*cutmix"),
         ({"cutmix": 0.5, "classes": ["disc"]}, "`copy_paste` where `classes` is given"),
     ],
@@ -171,6 +174,24 @@ def test_a_batch_of_one_stays_as_it_is():
 def test_settings_that_make_no_mixture_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         train_settings(mix=given)
+
+
+def test_a_batch_of_one_has_nothing_to_mix_and_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError,
+        match="contradict each other, expected a `batch_size` of 2 or more where `mix`",
+    ):
+        train_settings(mix={"cutmix": 0.5}, batch_size=1)
+    (tmp_path / "c.yaml").write_text(
+        "masks: {format: binary, classes: [x]}\ntrain:\n  batch_size: 1\n  mix: {cutmix: 0.5}\n"
+    )
+    with pytest.raises(ValueError, match=r"c.yaml, line 2: .* expected a `batch_size` of 2 or more"):
+        read_config(tmp_path / "c.yaml")
+
+
+def test_shares_may_add_up_to_all_batches():
+    assert 0.56 + 0.34 + 0.1 > 1
+    assert train_settings(mix={"cutmix": 0.56, "classmix": 0.34, "copy_paste": 0.1}).mix.cutmix == 0.56
 
 
 def test_what_is_to_be_pasted_has_to_be_said_where_everything_is_foreground(tmp_path):

@@ -49,6 +49,19 @@ def test_every_named_optimizer_moves_the_weights_and_resumes_to_the_bit(name):
     assert not torch.equal(whole[0].weight, network()[0].weight)
 
 
+@pytest.mark.parametrize("name", optimizer_names())
+def test_weights_without_a_gradient_stay(name):
+    net = network()
+    optimizer = optimizer_of(net, name)
+    net[0].weight.requires_grad_(False)
+    steps(net, optimizer, range(2))
+    assert torch.equal(net[0].weight, network()[0].weight)
+    assert not torch.equal(net[3].weight, network()[3].weight)
+    net[0].weight.requires_grad_(True)
+    steps(net, optimizer, range(2))  # the first of adopt looks at gradients alone
+    assert not torch.equal(net[0].weight, network()[0].weight)
+
+
 def test_sgd_by_hand():
     weight = nn.Parameter(torch.tensor([[1.0]]))
     optimizer = make_optimizer({"name": "SGD", "momentum": 0.5, "nesterov": False}, [{"params": [weight]}], 0.1)
@@ -80,6 +93,9 @@ def test_a_fused_optimizer_lets_gradients_be_clipped_first():
         ({"name": "sgd", "lr": 0.9}, "set `train.lr`"),
         ({"name": "sgd", "momentum": -1}, "Invalid momentum value: -1"),
         ({"name": "adamw", "betas": 3}, "optimizer adamw with"),
+        ({"name": "adamw", "betas": [0.9]}, "optimizer adamw with .* list index out of range"),
+        ({"name": "lamb", "betas": [0.9]}, "optimizer lamb with .* makes no step: not enough values to unpack"),
+        ({"name": "muon", "ns_steps": "five"}, "optimizer muon with .* makes no step: "),
         ("adahessian", "second derivatives"),
         ("kronw", "would not end as an uninterrupted one"),
         ("fusedlamb", "package apex, which is not installed"),

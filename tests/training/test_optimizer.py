@@ -99,6 +99,45 @@ def test_one_cycle_leaves_an_optimizer_without_momentum_without():
     assert cycle("one_cycle", 10, 0.5)[4][0] == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize(("total", "warmup"), [(10, 0.1), (2, 0.5), (4, 0.0), (1, 0.3)])
+def test_one_cycle_that_rises_over_a_step_or_none(total, warmup):
+    found = [rate for rate, _ in cycle("one_cycle", total, warmup)]
+    assert found[0] == pytest.approx(2 / 25) or warmup * total < 1
+    assert found[1:] == sorted(found[1:], reverse=True)
+
+
+def test_one_cycle_stays_low_after_its_last_step():
+    """That is the rate which `metrics.csv` has for the last epoch."""
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    schedule = build_schedule(optimizer, "one_cycle", 5)
+    for _ in range(7):
+        optimizer.step()
+        schedule.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(8e-6)
+
+
+@pytest.mark.parametrize("name", [*SCHEDULES, ONE_CYCLE])
+def test_a_run_that_goes_on_for_longer_has_the_schedule_of_its_new_length(name):
+    def schedule(total, state=None):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+        made = build_schedule(optimizer, name, total, 0.5)
+        if state is not None:
+            optimizer.load_state_dict(state[0])
+            made.load_state_dict(state[1])
+        return optimizer, made
+
+    def advance(optimizer, made, steps):
+        for _ in range(steps):
+            optimizer.step()
+            made.step()
+        return optimizer.state_dict(), made.state_dict()
+
+    resumed, whole = schedule(12, advance(*schedule(6), 6)), schedule(12)
+    advance(*resumed, 4)
+    advance(*whole, 10)
+    assert resumed[0].param_groups[0]["lr"] == pytest.approx(whole[0].param_groups[0]["lr"])
+
+
 def test_the_share_of_the_warm_up_depends_on_the_schedule():
     assert cycle("cosine", 100, None) == cycle("cosine", 100, 0.05)
     assert cycle("one_cycle", 100, None) == cycle("one_cycle", 100, 0.3)
