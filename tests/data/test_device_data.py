@@ -151,7 +151,7 @@ def test_samples_are_those_that_the_cpu_makes(tmp_path, name):
 
 
 def test_ranks_share_the_samples_and_see_what_one_process_sees(tmp_path):
-    data = write_set(tmp_path, FORMATS["exclusive"], 7)
+    data = write_set(tmp_path, FORMATS["exclusive"], 8)
     data.augment = named("fast_street", [32, 24])
     ds = DeviceDataset(data, CPU)
     whole = device_train_loader(ds, 1, seed=3)
