@@ -118,6 +118,7 @@ class DataConfig(Section):
     normalize: Literal["dataset", "image", "volume"] = "dataset"  # over what mean and deviation are taken
     axis: Literal["x", "y", "z"] = "z"  # volumes are cut across it
     neighbours: int = Field(0, ge=0)  # so many slices on either side are further bands of a slice
+    leaks: Literal["refuse", "warn"] = "refuse"  # training images that are in val or test too, pixel for pixel
     quarantine: str | None = None  # file with stems to leave out, below `root` or the current folder
     cache: Literal["off", "ram", "disk", "device"] = (
         "off"  # keep samples decoded: in shared memory, on disk, on the GPU

@@ -134,13 +134,20 @@ def scored_part(config: Experiment, split: str | None) -> str:
 
 
 def verify(parts: Parts, config: Experiment, progress: Any) -> None:
-    """Read every sample once, so that a bad one is named before training starts, not an hour later."""
-    resize = working_size(config)
+    """Read every sample once, so that a bad one is named before training starts, not an hour later.
+
+    Raises:
+        ValueError: samples that cannot be read, or what `check_parts` refuses.
+    """
+    from segkit.inspection.before_training import PartSurvey, check_parts
+
+    resize, surveys = working_size(config), {}
     for name, data in parts.named().items():
         seen = data.without_augment()
         seen.resize = resize  # the model's, for all parts: one that needs a spacing is known now
+        surveys[name] = PartSurvey(data)
         with progress(f"checking {name}") as update:
-            sizes = seen.verify(progress=update)
+            sizes = seen.verify(progress=update, take=surveys[name].take)
         # A list of transforms may cut on its own.
         one_size = config.data.crop is not None or is_one_size(resize)
         if name == "train" and not one_size and isinstance(config.augment, str):
@@ -151,6 +158,7 @@ def verify(parts: Parts, config: Experiment, progress: Any) -> None:
                 f"{data.images}: images of data.{name} have {bands} bands, those of data.train have {trained}. "
                 "All parts need the same bands."
             )
+    check_parts(surveys, config.data.leaks)
 
 
 class silent_progress:

@@ -28,13 +28,24 @@ def process_number() -> int:
 
 
 def started_by_launcher() -> tuple[int, int] | None:
-    """(processes on each machine, machines) that torchrun or srun has started; None where neither has."""
+    """(processes on each machine, machines) that torchrun or srun has started; None where neither has.
+
+    Raises:
+        ValueError: machines cannot have equally many processes.
+    """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         return here, int(os.environ["WORLD_SIZE"]) // here
     if in_srun():
         machines = int(os.environ.get("SLURM_STEP_NUM_NODES", "1"))
-        return int(os.environ["SLURM_STEP_NUM_TASKS"]) // machines, machines
+        total = int(os.environ["SLURM_STEP_NUM_TASKS"])
+        if total % machines:
+            # Rounded down, the sampler would share out the images among fewer processes than train.
+            raise ValueError(
+                f"srun has started {total} processes on {machines} machines: expected as many on each. "
+                "Say `--ntasks-per-node` in place of `--ntasks`."
+            )
+        return total // machines, machines
     return None
 
 

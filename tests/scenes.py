@@ -58,12 +58,17 @@ def default_codec(format: MaskFormat, ignored: int | None = None) -> Codec:
 
 
 def write_set(
-    root: Path, format: MaskFormat, count: int = 6, size_hw: tuple[int, int] = (40, 56), codec: Codec | None = None
+    root: Path,
+    format: MaskFormat,
+    count: int = 6,
+    size_hw: tuple[int, int] = (40, 56),
+    codec: Codec | None = None,
+    first: int = 0,
 ) -> MaskDataset:
-    """`root`/images and `root`/masks with `count` scenes."""
+    """`root`/images and `root`/masks with `count` scenes, of which number `first` is called s0."""
     codec = codec or default_codec(format)
     (root / "images").mkdir(parents=True)
-    scenes = [scene(number, size_hw) for number in range(count)]
+    scenes = [scene(first + number, size_hw) for number in range(count)]
     volume = root / "images" / "case.nii.gz" if codec.name == "nifti" else None
     if volume is not None:
         # One slice per scene, voxels (x, y, z): columns, rows, number of the scene.

@@ -38,7 +38,7 @@ def segkit(*arguments: object) -> int:
 
 def write_config(root: Path, kind: str, codec: Codec | None = None) -> Path:
     write_set(root / "train", FORMATS[kind], 5, codec=codec)
-    write_set(root / "val", FORMATS[kind], 2, codec=codec)
+    write_set(root / "val", FORMATS[kind], 2, codec=codec, first=100)
     path = root / "config.yaml"
     named = "" if codec is None else f", codec: {json.dumps(codec.to_spec())}"
     path.write_text(

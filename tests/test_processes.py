@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ if len(sys.argv) > 1:
 else:
     be_parent()
     print(subprocess.Popen([sys.executable, "-c", os.environ["FAMILY"], "child"]).pid, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 
@@ -37,6 +38,13 @@ def test_launchers_say_how_many_processes_there_are(monkeypatch, environment, ex
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert started_by_launcher() == expected
+
+
+def test_machines_with_different_numbers_of_processes_are_refused(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "5")
+    monkeypatch.setenv("SLURM_STEP_NUM_NODES", "2")
+    with pytest.raises(ValueError, match="5 processes on 2 machines"):
+        started_by_launcher()
 
 
 @pytest.mark.parametrize("number", ["RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID"])
@@ -66,14 +74,19 @@ def test_a_process_ends_with_the_one_that_started_it():
     parent = subprocess.Popen([sys.executable, "-c", FAMILY], env=environment, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    assert parent.stdout.readline() == "watching\n"
-    assert runs(child)
-    parent.kill()
-    parent.wait()
-    until = time.monotonic() + 10
-    while runs(child) and time.monotonic() < until:
-        time.sleep(0.05)
-    assert not runs(child)
+    try:
+        assert parent.stdout.readline() == "watching\n"
+        assert runs(child)
+        parent.kill()
+        parent.wait()
+        until = time.monotonic() + 60  # far more than it takes, and far less than the child would sleep
+        while runs(child) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not runs(child)
+    finally:
+        for process in (parent.pid, child):
+            if runs(process):
+                os.kill(process, signal.SIGKILL)
 
 
 def runs(process: int) -> bool:

@@ -202,13 +202,17 @@ class MaskDataset(Dataset):
         return other
 
     def verify(
-        self, workers: int | None = None, progress: Callable[[int, int], None] | None = None
+        self,
+        workers: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        take: Callable[[Sample], None] = lambda sample: None,
     ) -> Counter[tuple[int, int]]:
         """Read every sample once and refuse all that are wrong in one message, before training starts.
 
         Args:
             workers: threads; default one per core.
             progress: called with (samples read, samples in all).
+            take: called with every sample as it is stored, from several threads.
 
         Returns:
             Number of samples of each (height, width), as `resize` makes them.
@@ -216,7 +220,7 @@ class MaskDataset(Dataset):
         Raises:
             ValueError: names up to 20 samples and what is wrong with each.
         """
-        return self._examine(lambda sample: None, workers, progress)
+        return self._examine(take, workers, progress)
 
     def _examine(
         self,

@@ -18,7 +18,13 @@ _WIDTH = 110
 
 
 def config_text(
-    source: Source, meaning: Meaning, advice: Advice, facts: str, quarantine: str | None = None, axis: str | None = None
+    source: Source,
+    meaning: Meaning,
+    advice: Advice,
+    facts: str,
+    quarantine: str | None = None,
+    axis: str | None = None,
+    leaked: int = 0,
 ) -> str:
     """YAML of a whole config.
 
@@ -26,6 +32,7 @@ def config_text(
         facts: a line on the data, for the head.
         quarantine: file of samples to leave out, relative to the root of the data.
         axis: across which volumes are cut; None where there are none.
+        leaked: training images that another part holds too.
     """
     if advice.masks is None:
         raise ValueError(
@@ -33,7 +40,7 @@ def config_text(
         )
     lines = [f"# Written by `segkit inspect`: {facts}.", *(f"# {reason}" for reason in meaning.reasons)]
     lines += ["masks:", *_masks(meaning, advice.masks)]
-    lines += ["data:", *_data(source, advice, quarantine, axis)]
+    lines += ["data:", *_data(source, advice, quarantine, axis, leaked)]
     lines += [_comment(f"augment: {advice.augment}", _AUGMENTS[advice.augment])]
     model = {"architecture": advice.architecture, "encoder": advice.encoder, "weights": advice.weights}
     lines += [_comment(f"model: {flow(model)}", "light, pretrained on ImageNet")]
@@ -95,7 +102,7 @@ _FORMATS = {
 }
 
 
-def _data(source: Source, advice: Advice, quarantine: str | None, axis: str | None) -> list[str]:
+def _data(source: Source, advice: Advice, quarantine: str | None, axis: str | None, leaked: int) -> list[str]:
     lines = []
     for key, value in source.config.items():
         lines.append(f"  {key}: {flow(value)}")
@@ -109,6 +116,10 @@ def _data(source: Source, advice: Advice, quarantine: str | None, axis: str | No
         lines.append(_comment(f"  normalize: {advice.normalize}", "intensities differ from scan to scan"))
     if axis is not None:
         lines.append(_comment(f"  axis: {axis}", "volumes are cut across it"))
+    if leaked:
+        lines.append(
+            _comment("  leaks: warn", f"{leaked} images are in train and in another part: leave out one of each")
+        )
     if quarantine is not None:
         lines.append(_comment(f"  quarantine: {flow(quarantine)}", "samples with faults, left out"))
     return lines

@@ -13,6 +13,7 @@ from segkit.data.images import read_image
 from segkit.data.reading import ImageReading
 from segkit.formats.files import write_whole
 from segkit.inspection.advice import Advice, advise
+from segkit.inspection.before_training import leaked_images
 from segkit.inspection.coding import Coding
 from segkit.inspection.config_text import config_text
 from segkit.inspection.duplicates import Duplicate, find_duplicates, fingerprint
@@ -58,7 +59,8 @@ class Inspection:
         """
         axis = "z" if self.report["coding"]["codec"] == "nifti" else None
         listed = None if quarantine is None or not self.bad else _below(quarantine, self.source.root)
-        return config_text(self.source, self.meaning, self.advice, facts_line(self.report), listed, axis)
+        leaked = len(leaked_images(self.survey.looks))
+        return config_text(self.source, self.meaning, self.advice, facts_line(self.report), listed, axis, leaked)
 
     def write_page(self, path: Path, quarantine: Path | None = None) -> None:
         """The report as one HTML file with small pictures of up to 300 samples, and the config.

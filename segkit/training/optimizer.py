@@ -37,7 +37,7 @@ def build_optimizer(
         beside: parameters that are no part of `model`, such as those of auxiliary heads, at the rate of the decoder.
 
     Raises:
-        ValueError: see `make_optimizer` and `encoder_stages`.
+        ValueError: nothing that would be trained; see also `make_optimizer` and `encoder_stages`.
     """
     if encoder_lr_factor is None:
         encoder_lr_factor = 0.3 if model.pretrained and layer_decay is None else 1.0
@@ -54,7 +54,16 @@ def build_optimizer(
         trained = [p for p in part if p.requires_grad]
         groups.append({"params": [p for p in trained if p.ndim > 1], "lr": rate, "weight_decay": weight_decay})
         groups.append({"params": [p for p in trained if p.ndim <= 1], "lr": rate, "weight_decay": 0.0})
-    return make_optimizer(name, [g for g in groups if g["params"]], lr)
+    groups = [g for g in groups if g["params"]]
+    if not groups:
+        raise ValueError("nothing to train: no parameter of the model has requires_grad. Unfreeze some.")
+    rates = sorted({rate for rate, part in parts if any(p.requires_grad for p in part)})
+    # In float32, as weights are, all of a smaller step is rounded away.
+    if rates[-1] < torch.finfo(torch.float32).tiny:
+        raise ValueError(
+            f"the learning rates are {rates}, zero throughout for float32 weights: give a larger `train.lr`."
+        )
+    return make_optimizer(name, groups, lr)
 
 
 def cosine(progress: float) -> float:

@@ -19,6 +19,7 @@ from segkit.training.compiling import CompiledTraining, compile_mode
 from segkit.training.freezing import FrozenEncoder
 from segkit.training.lines import EpochLines
 from segkit.training.loggers import LoggedChoices
+from segkit.training.nonfinite import FiniteLoss
 from segkit.training.pictures import CurvesPicture, ValidationPictures
 from segkit.training.settings import TrainSettings
 
@@ -72,7 +73,9 @@ def run_callbacks(
     files = DurableFiles()
     mode = compile_mode(settings.compile)
     told = EpochLines(best, tell, _terminal() if show and tell is print else None)
-    callbacks = [*given, best, metrics, told, CurvesPicture(out / "curves.png", metrics, best)]
+    # Before those that keep weights; after the callbacks of the caller, which may change them.
+    finite = FiniteLoss(out / "nonfinite.json", out / CHECKPOINT)
+    callbacks = [*given, finite, best, metrics, told, CurvesPicture(out / "curves.png", metrics, best)]
     callbacks.append(LoggedChoices(settings.model_dump() if choices is None else choices, resumes=resumes))
     if settings.pictures_every is not None and val is not None:
         folder = out / "pictures" / "epochs"

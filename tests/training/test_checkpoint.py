@@ -248,7 +248,7 @@ def test_a_process_killed_at_twenty_random_moments_leaves_the_run_folder_of_one_
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert lives.returncode == 0, lives.stderr[-2000:]
     for event in ("within a checkpoint", "training_step", "fsync", "replace"):

@@ -32,7 +32,7 @@ from tests.training.ranks import FORMAT, compare
 
 RANKS = Path(__file__).with_name("ranks.py")
 # Far more than any of these takes: what hangs fails.
-TIMEOUT_S = 120
+TIMEOUT_S = 600
 
 
 def start(*arguments: object) -> subprocess.Popen:

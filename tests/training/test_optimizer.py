@@ -151,3 +151,11 @@ def test_no_schedule_goes_below_zero_or_above_the_peak(name):
 def test_unknown_schedule_lists_the_known():
     with pytest.raises(ValueError, match=r"'cosin'.*cosine, poly, constant, one_cycle"):
         rates("cosin", 2, 0)
+
+
+def test_what_would_train_nothing_is_refused():
+    network = model()
+    with pytest.raises(ValueError, match=r"learning rates are \[1e-40\], zero throughout"):
+        build_optimizer(network, lr=1e-40)
+    with pytest.raises(ValueError, match="nothing to train"):
+        build_optimizer(network.requires_grad_(False), lr=1.0)
