@@ -81,6 +81,8 @@ class RunCheckpoint(Checkpoint):
     ) -> None:
         self.path, self.files, self.every_steps, self.tell = path, files, every_steps, tell
         self._asked_to_stop = False
+        # In which processes agree on the CPU: each step would wait for the GPU to reduce a number there.
+        self._agreeing: Any = None
         self._position: dict[str, Any] = {"batches": 0}
         self._resumed: dict[str, Any] | None = None
 
@@ -115,7 +117,9 @@ class RunCheckpoint(Checkpoint):
     def _preempted(self, trainer: L.Trainer) -> bool:
         if trainer.world_size == 1:
             return self._asked_to_stop
-        return trainer.strategy.reduce_boolean_decision(self._asked_to_stop, all=False)
+        asked = torch.tensor(int(self._asked_to_stop))
+        torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX, group=self._agreeing)
+        return bool(asked)
 
     def _leave(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero and self.files.failure is None:
@@ -148,6 +152,8 @@ class RunCheckpoint(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         # Lightning, which restores the handler of before at the end, would leave at the next batch without saving.
         self._asked_to_stop = trainer.received_sigterm
+        if trainer.world_size > 1:
+            self._agreeing = torch.distributed.new_group(backend="gloo")
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._ask_to_stop)
         if self._resumed is None:
