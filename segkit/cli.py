@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from segkit._version import __version__
-from segkit.processes import OthersEnded, free_run, is_main_process, process_number
+from segkit.console import complain as _complain
+from segkit.console import progress as _progress
+from segkit.console import show_scores as _show_scores
+from segkit.processes import OthersEnded, free_run, is_main_process
 
 app = typer.Typer(
     name="segkit",
@@ -95,6 +96,41 @@ def train(
     _show_scores(scores)
     if json is not None and is_main_process():
         write_whole(json, (run / "scores.json").read_bytes())
+
+
+@app.command(epilog="Example: segkit crossvalidate nuclei.yaml --folds 5 --group '^(patient[0-9]+)' --out runs/nuclei")
+def crossvalidate(
+    config: Annotated[Path | None, typer.Argument(help="YAML file, or the name of a shipped config.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]")] = None,
+    folds: Annotated[int, typer.Option(help="Parts; each is left out of one training.")] = 5,
+    group: Annotated[
+        str | None, typer.Option(help="Stems with the same first group of this regex stay together.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed gives other folds.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default runs/CONFIG.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with one that was interrupted.")] = None,
+    predictions: Annotated[bool, typer.Option("--predictions", help="Also write the out-of-fold masks.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Train once without each fold of the training part, and score every sample by the model that has not seen it."""
+    from segkit.config import read_config
+    from segkit.console import show_folds
+    from segkit.folds import begin_folds, read_folds, train_folds
+    from segkit.shipped import find_config
+    from segkit.training.preemption import preemptible
+
+    if (config is None) == (resume is None) or (resume is not None and out is not None):
+        raise ValueError("give a config, with or without --out, or --resume RUN to go on in RUN; not both.")
+    with preemptible():
+        if config is not None:
+            path = find_config(config)
+            run = out if out is not None else free_run(path.stem)
+            begun = begin_folds(read_config(path, overrides or []), run, folds, group, seed)
+        else:
+            assert resume is not None
+            begun = read_folds(resume)
+        scores = train_folds(begun, predictions=predictions, tell=print, progress=_progress)
+    show_folds(scores, begun.folder, json)
 
 
 @app.command(epilog="Example: segkit evaluate runs/camvid --config configs/camvid_multiclass_fpn.yaml --split test")
@@ -312,38 +348,6 @@ def main(arguments: list[str] | None = None) -> None:
         _complain("interrupted.")
         code = 130
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _show_scores(scores: Any, json: Path | None = None, split: str | None = None) -> None:
-    from rich.console import Console
-
-    from segkit.experiment import write_json
-    from segkit.metrics.report import score_table
-
-    if not is_main_process():
-        return
-    Console().print(score_table(scores))
-    if json is not None:
-        write_json(json, {**scores.to_dict(), "split": split})
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while something is counted; nothing where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _complain(message: str) -> None:
-    name = "segkit" if is_main_process() else f"segkit, process {process_number()}"
-    for line in message.splitlines():
-        print(f"{name}: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,21 @@ class PartConfig(Section):
         return self
 
 
+class FoldConfig(Settings):
+    """One fold of a cross-validation: left out of training, and scored when it is done."""
+
+    number: PositiveInt  # 1 to `of`
+    of: int = Field(ge=2)  # folds in all
+    group: str | None = None  # regex; stems with the same first group are in one fold
+    seed: int = Field(0, ge=0)  # another seed gives other folds
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> FoldConfig:
+        if self.number > self.of:
+            raise ValueError(f"a `number` from 1 to {self.of}, not {self.number}")
+        return self
+
+
 class FocusConfig(Settings):
     """Training crops that are placed on some classes; see `segkit.data.focus.build_focus`."""
 
@@ -94,6 +109,7 @@ class DataConfig(Section):
     train: PartConfig | None = None
     val: PartConfig | None = None
     test: PartConfig | None = None
+    fold: FoldConfig | None = None  # of the training part and its share `val`: `segkit crossvalidate` sets it
     layout: str = "folders"
     crop: Side | SizeHW | None = None  # training crops: a square, or [height, width]
     focus: Annotated[FocusConfig | None, BeforeValidator(_focus_of)] = None  # a number is the share on foreground

@@ -167,7 +167,8 @@ def _alone(config: Experiment) -> dict[str, Any]:
 
 def _counts(ready: Prepared, processes: int, watch: _Stopwatch) -> dict[str, Any]:
     train, chosen = ready.parts.train, ready.config.train
-    parts = {"training": train, "validation": ready.parts.val, "test": ready.parts.test}
+    there = ready.parts
+    parts = {"training": train, "validation": there.val, "test": there.test, "held out": there.held_out}
     return {
         "images": {name: len(data) for name, data in parts.items() if data is not None},
         "train_size_hw": watch.size_hw,

@@ -137,7 +137,7 @@ def prepare(
 def train_experiment(
     config: Experiment, out: Path, *, resume: bool = False, tell: Callable[[str], None] = print, progress: Any = None
 ) -> Scores:
-    """Train, keep the best epoch, score it on the test part (else val), and fill the run folder.
+    """Train, keep the best epoch, score it on the held-out fold (else test, else val), and fill the run folder.
 
     Args:
         progress: called with a word on what is counted; gives a context manager whose value is called with
@@ -171,8 +171,9 @@ def train_experiment(
 
 
 def scored_last(parts: Parts) -> tuple[str, MaskDataset]:
-    """The part that a trained model is scored on: test, else val, else train."""
-    return next((n, d) for n, d in (("test", parts.test), ("val", parts.val), ("train", parts.train)) if d)
+    """The part that a trained model is scored on: a held-out fold, else test, else val, else train."""
+    there = parts.named()
+    return next((name, there[name]) for name in ("held_out", "test", "val", "train") if name in there)
 
 
 def balanced(config: Experiment, train: MaskDataset, tell: Callable[[str], None], progress: Any) -> Experiment:
@@ -276,11 +277,8 @@ def write_json(path: Path, values: Any) -> None:
 
 
 def _tell_parts(parts: Parts, tell: Callable[[str], None]) -> None:
-    counts = [
-        f"{len(data)} {name}"
-        for name, data in (("training", parts.train), ("validation", parts.val), ("test", parts.test))
-        if data is not None
-    ]
+    words = {"train": "training", "val": "validation", "held_out": "held out"}
+    counts = [f"{len(data)} {words.get(name, name)}" for name, data in parts.named().items()]
     tell(f"images: {', '.join(counts)}")
     if parts.val is None:
         tell("no data.val: nothing says which epoch is best, so the last one is kept")

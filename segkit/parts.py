@@ -14,7 +14,7 @@ from segkit.data.datasets import MaskDataset, check_training_sizes
 from segkit.data.layouts import find_layout, open_layout
 from segkit.data.reading import ImageReading
 from segkit.data.sets.layout import PART_KEYS
-from segkit.data.splits import read_quarantine, split_stems
+from segkit.data.splits import fold_stems, read_quarantine, split_stems
 from segkit.formats.codec import Codec
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
@@ -33,11 +33,18 @@ class Parts:
     Attributes:
         train: augmented, at the model's working size.
         val, test: as stored; None where the config names none.
+        held_out: the fold that `data.fold` leaves out of training, as stored.
     """
 
     train: MaskDataset
     val: MaskDataset | None
     test: MaskDataset | None
+    held_out: MaskDataset | None = None
+
+    def named(self) -> dict[str, MaskDataset]:
+        """Those that are there, by name."""
+        found = {"train": self.train, "val": self.val, "test": self.test, "held_out": self.held_out}
+        return {name: data for name, data in found.items() if data is not None}
 
 
 def open_masks(config: Experiment, axis: str | None = None) -> Codec:
@@ -79,7 +86,7 @@ def working_size(config: Experiment) -> Resize:
 
 
 def open_part(config: Experiment, name: str, codec: Codec, reading: ImageReading | None = None) -> MaskDataset:
-    """One part of the data as it is stored: train, val or test.
+    """One part of the data as it is stored: train, val, test or held_out.
 
     Args:
         reading: of the model that is scored; default that of `config`.
@@ -100,6 +107,7 @@ def open_parts(config: Experiment, codec: Codec, progress: Any = None) -> Parts:
     focus = None if config.data.focus is None else config.data.focus.model_dump()
     augment = build_augment(config.augment, codec.format, crop=config.data.crop, focus=focus)
     names = [name for name in ("train", "val", "test") if name == "train" or getattr(config.data, name) is not None]
+    names += [] if config.data.fold is None else ["held_out"]
     # Folders that two parts share are opened, and decoded, once. All are opened before the first is decoded.
     reading = image_reading(config)
     folders = dict.fromkeys(_source_of(config, name) for name in names)
@@ -113,13 +121,14 @@ def open_parts(config: Experiment, codec: Codec, progress: Any = None) -> Parts:
         parts = {name: _share(config, name, sources[_source_of(config, name)]) for name in names}
     train = parts["train"]
     train.augment, train.resize, train.seed = augment, working_size(config), config.train.seed
-    return Parts(train, parts.get("val"), parts.get("test"))
+    return Parts(train, parts.get("val"), parts.get("test"), parts.get("held_out"))
 
 
 def scored_part(config: Experiment, split: str | None) -> str:
-    """The part that `--split` names; default test, or val where the config has no test."""
-    part = split or ("test" if config.data.test is not None else "val")
-    if part not in ("train", "val", "test"):
+    """The part that `--split` names; default held_out in a fold, else test, or val where the config has no test."""
+    folded = config.data.fold is not None
+    part = split or ("held_out" if folded else "test" if config.data.test is not None else "val")
+    if part not in ("train", "val", "test") and not (part == "held_out" and folded):
         raise ValueError(f"--split is {part!r}: expected train, val or test.")
     return part
 
@@ -133,23 +142,22 @@ def verify(parts: Parts, config: Experiment, progress: Any) -> None:
     from segkit.inspection.before_training import PartSurvey, check_parts
 
     resize, surveys = working_size(config), {}
-    for name, data in (("train", parts.train), ("val", parts.val), ("test", parts.test)):
-        if data is not None:
-            seen = data.without_augment()
-            seen.resize = resize  # the model's, for all parts: one that needs a spacing is known now
-            surveys[name] = PartSurvey(data)
-            with progress(f"checking {name}") as update:
-                sizes = seen.verify(progress=update, take=surveys[name].take)
-            # A list of transforms may cut on its own.
-            one_size = config.data.crop is not None or is_one_size(resize)
-            if name == "train" and not one_size and isinstance(config.augment, str):
-                check_training_sizes(sizes, 2 if config.train.batch_size == "auto" else config.train.batch_size)
-            trained, bands = (part.read(0).image.shape[2] for part in (parts.train, data))
-            if bands != trained:
-                raise ValueError(
-                    f"{data.images}: images of data.{name} have {bands} bands, those of data.train have {trained}. "
-                    "All parts need the same bands."
-                )
+    for name, data in parts.named().items():
+        seen = data.without_augment()
+        seen.resize = resize  # the model's, for all parts: one that needs a spacing is known now
+        surveys[name] = PartSurvey(data)
+        with progress(f"checking {name}") as update:
+            sizes = seen.verify(progress=update, take=surveys[name].take)
+        # A list of transforms may cut on its own.
+        one_size = config.data.crop is not None or is_one_size(resize)
+        if name == "train" and not one_size and isinstance(config.augment, str):
+            check_training_sizes(sizes, 2 if config.train.batch_size == "auto" else config.train.batch_size)
+        trained, bands = (part.read(0).image.shape[2] for part in (parts.train, data))
+        if bands != trained:
+            raise ValueError(
+                f"{data.images}: images of data.{name} have {bands} bands, those of data.train have {trained}. "
+                "All parts need the same bands."
+            )
     check_parts(surveys, config.data.leaks)
 
 
@@ -168,6 +176,8 @@ class silent_progress:
 
 def _source_of(config: Experiment, name: str) -> str:
     """The part whose folders hold the part called `name`."""
+    if name == "held_out":
+        return "train"
     part = getattr(config.data, name)
     if part is None:
         there = list(find_layout(config.data.layout).parts(Path(config.data.root)))
@@ -179,13 +189,22 @@ def _source_of(config: Experiment, name: str) -> str:
 def _share(config: Experiment, name: str, data: MaskDataset) -> MaskDataset:
     """What the part called `name` takes of `data`, or what is left for it."""
     source, stems = _source_of(config, name), data.stems
+    shares: dict[str, list[str]] = {}
     for taker in ("val", "test"):
         taking = getattr(config.data, taker)
         if taking is not None and taking.from_ == source:
-            stems, taken = split_stems(stems, taking.fraction, taking.seed, taking.group)
-            if taker == name:
-                return data.subset(taken)
-    return data.subset(stems)
+            stems, shares[taker] = split_stems(stems, taking.fraction, taking.seed, taking.group)
+    fold = config.data.fold
+    if fold is not None and source == "train":
+        # The test share is that of a run without folds; what chooses the best epoch is taken from what a fold leaves.
+        dealt = fold_stems([*stems, *shares.get("val", [])], fold.of, fold.seed, fold.group)
+        shares["held_out"] = dealt.pop(fold.number - 1)
+        stems = sorted(stem for part in dealt for stem in part)
+        if "val" in shares:
+            val = config.data.val
+            assert val is not None
+            stems, shares["val"] = split_stems(stems, val.fraction, val.seed, val.group)
+    return data.subset(shares.get(name, stems))
 
 
 def _cached(config: Experiment, name: str, data: MaskDataset, progress: Any) -> MaskDataset:

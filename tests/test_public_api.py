@@ -21,8 +21,8 @@ FLOORS = (
     {"config", "shipped"},
     {"parts"},
     {"experiment"},
-    {"demo", "dry_run", "lr_search"},
-    {"cli"},
+    {"demo", "dry_run", "folds", "lr_search"},
+    {"cli", "console"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

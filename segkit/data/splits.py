@@ -35,22 +35,52 @@ def split_stems(
     """
     if not 0.0 < fraction < 1.0:
         raise ValueError(f"fraction is {fraction}: expected a share of the groups between 0 and 1, both excluded.")
-    groups: dict[str, list[str]] = {}
-    key = _group_key(group)
-    for stem in sorted(set(stems)):
-        groups.setdefault(key(stem), []).append(stem)
+    groups = _groups(stems, group)
     if len(groups) < 2:
         raise ValueError(
             f"a split needs at least two groups, and there is only {list(groups)}, "
             f"of {sum(map(len, groups.values()))} samples. "
             "Give a `group` expression that tells more apart, or name the samples in a list."
         )
-    order = sorted(groups, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
+    order = sorted(groups, key=lambda name: _place(seed, name))
     count = min(max(1, round(fraction * len(order))), len(order) - 1)
     chosen = set(order[:count])
     rest = sorted(s for name in order if name not in chosen for s in groups[name])
     part = sorted(s for name in chosen for s in groups[name])
     return rest, part
+
+
+def fold_stems(stems: Iterable[str], folds: int, seed: int = 0, group: str | None = None) -> list[list[str]]:
+    """Deal stems into folds of about one size; all stems of one group lie in one fold.
+
+    The largest group goes first, each into the fold that holds fewest samples so far; among groups of one size the
+    order is that of a hash of (seed, name of the group), as in `split_stems`.
+
+    Args:
+        stems: names of all samples.
+        folds: number of parts, 2 or more.
+        seed: another seed gives other folds.
+        group: see `split_stems`.
+
+    Returns:
+        Stems of each fold, sorted; none is empty, and together they are all.
+
+    Raises:
+        ValueError: fewer than two folds, fewer groups than folds, or a stem the expression does not match.
+    """
+    if folds < 2:
+        raise ValueError(f"folds is {folds}: expected 2 or more, as each is left out once.")
+    groups = _groups(stems, group)
+    if len(groups) < folds:
+        raise ValueError(
+            f"{folds} folds need as many groups, and there are {len(groups)}, of {sum(map(len, groups.values()))} "
+            f"samples: {', '.join(sorted(groups)[:5])}{', ...' if len(groups) > 5 else ''}. "
+            "Take fewer folds, or a `group` expression that tells more apart."
+        )
+    dealt: list[list[str]] = [[] for _ in range(folds)]
+    for name in sorted(groups, key=lambda name: (-len(groups[name]), _place(seed, name))):
+        min(dealt, key=len).extend(groups[name])
+    return [sorted(fold) for fold in dealt]
 
 
 def read_stem_list(path: str | Path) -> list[str]:
@@ -142,6 +172,18 @@ def case_of(stem: str) -> str | None:
         return parse_slice_stem(stem)[0]
     except ValueError:
         return None
+
+
+def _groups(stems: Iterable[str], group: str | None) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    key = _group_key(group)
+    for stem in sorted(set(stems)):
+        groups.setdefault(key(stem), []).append(stem)
+    return groups
+
+
+def _place(seed: int, name: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
 
 
 def _group_key(group: str | None) -> Callable[[str], str]:

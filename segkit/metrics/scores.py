@@ -12,7 +12,7 @@ score: it is None, is named in `absent` and is left out of means; neither 0 nor 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,12 @@ class Scores:
         self.images = len(counts)
         self._rows = counts.rows
         self._pooled = counts.rows.sum(0)
+
+    @classmethod
+    def join(cls, scores: Sequence[Scores]) -> Scores:
+        """Scores of all images of several, which have one format: counts are summed, not scores averaged."""
+        rows = torch.cat([each._rows for each in scores])
+        return cls(Counts(scores[0].format, rows, torch.arange(len(rows))))
 
     @property
     def absent(self) -> list[str]:

@@ -1,6 +1,6 @@
 import pytest
 
-from segkit.data.splits import case_of, find_stems, match_stems, read_stem_list, split_stems
+from segkit.data.splits import case_of, find_stems, fold_stems, match_stems, read_stem_list, split_stems
 
 STEMS = [f"p{patient}_{i}" for patient in range(10) for i in range(7)]
 
@@ -11,6 +11,33 @@ def test_groups_stay_together():
     sides = [{s.split("_")[0] for s in side} for side in (rest, part)]
     assert not sides[0] & sides[1]
     assert len(sides[1]) == 3
+
+
+def test_every_stem_is_in_one_fold_with_its_group():
+    folds = fold_stems(STEMS, 4, seed=1, group=r"(p\d+)_")
+    assert sorted(stem for fold in folds for stem in fold) == sorted(STEMS)
+    patients = [{stem.split("_")[0] for stem in fold} for fold in folds]
+    assert sorted(map(len, patients)) == [2, 2, 3, 3]
+    assert len(set.union(*patients)) == sum(map(len, patients))
+    assert folds == fold_stems(reversed(STEMS), 4, seed=1, group=r"(p\d+)_")
+    assert folds != fold_stems(STEMS, 4, seed=2, group=r"(p\d+)_")
+
+
+def test_folds_are_of_one_size_though_groups_are_not():
+    stems = [f"{name}{i}" for name, count in (("a", 6), ("b", 3), ("c", 2), ("d", 1)) for i in range(count)]
+    assert [len(fold) for fold in fold_stems(stems, 2, group=r"^(\w)\d")] == [6, 6]
+
+
+@pytest.mark.parametrize(
+    ("folds", "group", "message"),
+    [
+        (1, None, "expected 2 or more"),
+        (11, r"(p\d+)_", "11 folds need as many groups, and there are 10, of 70 samples"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(folds, group, message):
+    with pytest.raises(ValueError, match=message):
+        fold_stems(STEMS, folds, group=group)
 
 
 def test_slices_of_a_volume_are_a_group_of_their_own():
