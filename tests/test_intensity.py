@@ -42,7 +42,7 @@ def write_volumes(root: Path) -> Path:
     (root / "config.yaml").write_text(
         "masks: {format: multiclass, classes: [background, ball], codec: nifti}\n"
         f"data: {{root: {root}, train: {{images: images, masks: masks}}, val: {{images: images, masks: masks}}, "
-        "crop: 32}\n"
+        "leaks: warn, crop: 32}\n"
         "augment: fast_medical\n"
         f"model: {{{MODEL}}}\n"
         "train: {epochs: 1, batch_size: 4, workers: 0, device: cpu}\n"

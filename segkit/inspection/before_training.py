@@ -120,7 +120,8 @@ def _volumes(data: MaskDataset) -> set[tuple[str, str]]:
 
 
 def _check_leaks(surveys: Mapping[str, PartSurvey], leaks: str) -> None:
-    prints = {(name, stem): print for name, s in surveys.items() for stem, print in s.fingerprints.items()}
+    # In the order of the data: threads have taken the samples as they came, and the first of equal images is named.
+    prints = {(name, stem): s.fingerprints[stem] for name, s in surveys.items() for stem in s.data.stems}
     pairs = _across(prints)
     equal = [pair for pair in pairs if _is_leak(pair)]
     if equal and leaks == "refuse":

@@ -90,6 +90,16 @@ def test_an_image_of_two_parts_is_refused_with_the_way_out_or_accepted(tmp_path,
     assert "s0 = train s2" in caplog.text
 
 
+def test_images_are_named_in_the_order_of_the_data_whatever_thread_was_first(tmp_path):
+    train = write_set(tmp_path / "train", FORMAT, 3)
+    surveys = {"train": PartSurvey(train), "val": PartSurvey(write_set(tmp_path / "val", FORMAT, 3))}
+    for found in surveys.values():
+        for index in (2, 0, 1):
+            found.take(found.data.read(index))
+    with pytest.raises(ValueError, match=r"3 images of val \(s0 = train s0, s1 = train s1, s2 = train s2\)"):
+        check_parts(surveys)
+
+
 def test_the_same_picture_saved_in_another_way_is_told(tmp_path, caplog):
     train = write_set(tmp_path / "train", FORMAT, 2)
     val = write_set(tmp_path / "val", FORMAT, 1, first=100)
