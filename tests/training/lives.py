@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from segkit.cli import main
+from segkit.processes import be_parent, end_with_parent
 from segkit.training import checkpoint
 from segkit.training.module import SegmentationModule
 
@@ -67,6 +68,7 @@ def live(arguments, end, kind="step", left=0):
     if pid:
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     os.setpgid(0, 0)
+    end_with_parent()  # a test that waited too long ends that one alone
     events = Events(kind, left, end)
     writing_whole = checkpoint.writing_whole
 
@@ -92,6 +94,7 @@ def terminated():
 
 
 def run(config, out):
+    be_parent()
     rng = random.Random(0)
     assert live(["train", config, "--out", out], killed, "file", 3) == -signal.SIGKILL
     for number in range(1, KILLS):
