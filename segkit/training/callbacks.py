@@ -64,9 +64,15 @@ class BestBundle(Callback):
             self._save(trainer, module, None)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_epoch": self.best_epoch}
+        return {"best": self.best, "best_epoch": self.best_epoch, "monitor": self.monitor}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        before = state.get("monitor", self.monitor)  # older checkpoints do not say
+        if state["best"] is not None and self.monitor is not None and self.monitor != before:
+            raise ValueError(
+                f"monitor is {self.monitor}, but the best epoch of the run that is to be resumed was chosen by "
+                f"{before}: the two cannot be compared: resume with that, or start a new run."
+            )
         self.best, self.best_epoch = state["best"], state["best_epoch"]
 
     def _improves(self, value: float) -> bool:

@@ -212,6 +212,12 @@ def test_on_a_full_disk_training_goes_on_and_the_last_checkpoint_is_kept(tmp_pat
     assert_same(train(tmp_path / "cut", data, resume=True), whole)
 
 
+def test_the_best_epoch_so_far_is_not_compared_with_another_kind_of_score(tmp_path, data):
+    train(tmp_path / "run", data, epochs=1)
+    with pytest.raises(ValueError, match=r"monitor is val_loss, but the best epoch .* was chosen by pooled_iou"):
+        train(tmp_path / "run", data, resume=True, epochs=2, monitor="val_loss")
+
+
 def test_a_run_that_stopped_early_is_not_trained_on(tmp_path, data):
     options = {"epochs": 9, "lr": 1e-12, "patience": 1}
     whole = train(tmp_path / "run", data, **options)
