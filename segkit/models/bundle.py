@@ -43,7 +43,11 @@ def save_bundle(
         codec: how predictions are written, usually the codec of the training masks.
         state: state dict of the network, where it is not the model's own.
         notes: JSON-ready values to keep beside it, such as the score it reached.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder = Path(folder)
@@ -52,7 +56,10 @@ def save_bundle(
     fresh.chmod(0o755)
     try:
         tensors = model.network.state_dict() if state is None else state
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, fresh / WEIGHTS)
+        try:
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, fresh / WEIGHTS)
+        except SafetensorError as error:
+            raise OSError(f"{folder}: the model could not be written ({error}). Make room, then try again.") from error
         text = json.dumps(_describe(model, codec, notes), indent=2, ensure_ascii=False)
         (fresh / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
         _replace_folder(fresh, folder)

@@ -6,7 +6,8 @@ import csv
 import io
 import logging
 import math
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ from segkit.training.settings import MONITORS
 from segkit.training.sharding import whole_state
 
 log = logging.getLogger("segkit")
+
+
+@contextmanager
+def can_do_without(path: Path) -> Iterator[None]:
+    """What cannot be written to `path`, as on a full disk, is told, and training goes on without it."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s was not written (%s). Training goes on.", path, error.strerror or error)
 
 
 def lower_is_better(monitor: str) -> bool:
@@ -99,7 +109,8 @@ class MetricsFile(Callback):
         self.path = path
         self.rows: list[dict[str, float]] = []
 
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    # The states of a checkpoint are here by now. A run whose epochs are all trained has no `on_train_start`.
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             if self.rows:
                 self._write()  # without those that came after the checkpoint
@@ -129,7 +140,8 @@ class MetricsFile(Callback):
         writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: f"{v:.9g}" for k, v in row.items()} for row in self.rows)
-        write_whole(self.path, text.getvalue().encode())
+        with can_do_without(self.path):  # the rows are in the checkpoint too, and all are written again
+            write_whole(self.path, text.getvalue().encode())
 
 
 def validated(trainer: L.Trainer, module: L.LightningModule) -> bool:

@@ -7,6 +7,7 @@ Each is the logger of `lightning.pytorch.loggers` of that name. The ids of runs 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, W
 from segkit.formats.files import write_whole
 from segkit.processes import is_main_process
 from segkit.training.settings import LOGGERS
+
+log = logging.getLogger("segkit")
 
 # Events that wait longer than this are lost where a run is killed.
 _FLUSH_S = 10
@@ -82,6 +85,45 @@ def open_loggers(
             wandb.finish()
 
 
+class OptionalTensorBoard(TensorBoardLogger):
+    """Training goes on where events cannot be written, as on a full disk: told once, and no more are written.
+
+    Lightning would end the run, and say that it tried to log a number that is not supported.
+    """
+
+    _broken = False
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._unless_broken(super().log_metrics, metrics, step)
+
+    def add_picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """An (H, W, 3) uint8 RGB picture."""
+        self._unless_broken(lambda: self.experiment.add_image(name, picture, step, dataformats="HWC"))
+
+    def flush(self) -> None:
+        """Bring to the disk what waits."""
+        self._unless_broken(lambda: self.experiment.flush())
+
+    def save(self) -> None:
+        self._unless_broken(super().save)
+
+    def finalize(self, status: str) -> None:
+        self._unless_broken(super().finalize, status)
+
+    def _unless_broken(self, write: Callable[..., None], *given: Any) -> None:
+        if self._broken:
+            return
+        try:
+            write(*given)
+        except (OSError, ValueError) as error:
+            reason = error if isinstance(error, OSError) else error.__cause__  # Lightning's ValueError
+            if not isinstance(reason, OSError):
+                raise
+            self._broken = True
+            why = reason.strerror or reason
+            log.warning("%s: TensorBoard gets no more of this run (%s). Training goes on.", self.log_dir, why)
+
+
 class LoggedChoices(Callback):
     """Tells all loggers what was chosen for a run, once, and lets nothing wait that a checkpoint has seen.
 
@@ -99,15 +141,15 @@ class LoggedChoices(Callback):
 
     def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.flush()
+            if isinstance(logger, OptionalTensorBoard):
+                logger.flush()
 
 
 def log_picture(loggers: Sequence[Logger], name: str, picture: np.ndarray, step: int) -> None:
     """Hand an (H, W, 3) uint8 RGB picture to all loggers that take pictures."""
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.add_image(name, picture, step, dataformats="HWC")
+        if isinstance(logger, OptionalTensorBoard):
+            logger.add_picture(name, picture, step)
         elif isinstance(logger, WandbLogger):
             logger.log_image(name, [picture], step)
         elif isinstance(logger, MLFlowLogger):
@@ -117,7 +159,7 @@ def log_picture(loggers: Sequence[Logger], name: str, picture: np.ndarray, step:
 def _open_tensorboard(out: Path, options: dict[str, Any], run: str | None, step: int | None) -> Logger:
     # Steps after the checkpoint come again: those that were written before are hidden.
     defaults = {"default_hp_metric": False, "flush_secs": _FLUSH_S, "purge_step": step}
-    return TensorBoardLogger(out, **{"name": "tensorboard", "version": "", **defaults, **options})
+    return OptionalTensorBoard(out, **{"name": "tensorboard", "version": "", **defaults, **options})
 
 
 def _open_wandb(out: Path, options: dict[str, Any], run: str | None, step: int | None) -> Logger:

@@ -16,7 +16,7 @@ from segkit.data.images import resize_image, resize_planes
 from segkit.data.sample import Batch
 from segkit.inference.overlay import draw_overlay, side_by_side, to_rgb, write_picture
 from segkit.ops.sizes import fit_size
-from segkit.training.callbacks import BestBundle, MetricsFile
+from segkit.training.callbacks import BestBundle, MetricsFile, can_do_without
 from segkit.training.curves import Curve, Panel, draw_curves, write_text
 from segkit.training.loggers import log_picture
 
@@ -47,7 +47,8 @@ class CurvesPicture(Callback):
     def _draw(self, trainer: L.Trainer) -> None:
         if trainer.is_global_zero and self.metrics.rows:
             panels = curve_panels(self.metrics.rows, self.best.monitor, self.best.best_epoch)
-            write_picture(self.path, draw_curves(panels, "epoch", title=self.path.parent.name))
+            with can_do_without(self.path):
+                write_picture(self.path, draw_curves(panels, "epoch", title=self.path.parent.name))
             self._drawn_s = time.monotonic()
 
 
@@ -121,7 +122,9 @@ class ValidationPictures(Callback):
         width = max(row.shape[1] for row in rows.values())
         title = _text_line(f"epoch {epoch}: image, truth, prediction", width, size=17)
         sheet = _stack([title, *(rows[stem] for stem in self._wanted if stem in rows)])
-        write_picture(self.folder / f"epoch_{epoch:04d}.png", sheet)
+        path = self.folder / f"epoch_{epoch:04d}.png"
+        with can_do_without(path):
+            write_picture(path, sheet)
         log_picture(trainer.loggers, "validation", sheet, trainer.global_step)
         self._rows = {}
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from segkit.data.reading import ImageReading
 from segkit.formats.codecs import open_codec
@@ -138,3 +139,17 @@ def test_a_bundle_that_does_not_speak_of_clipping_clips_nothing(tmp_path):
     (folder / "segkit.json").write_text(json.dumps(described))
     again = load_model(folder)
     assert (again.statistics.clip, again.reading.normalize) == (None, "dataset")
+
+
+def test_a_bundle_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    model = build_model("unet", "tu-test_resnet", FORMATS["binary"], weights=None, **SMALL)
+    save_bundle(model, tmp_path / "m", score=1)
+
+    def full(*given):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match=r"m: the model could not be written .*No space left on device.*Make room"):
+        save_bundle(model, tmp_path / "m", score=2)
+    assert json.loads((tmp_path / "m/segkit.json").read_text())["score"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]

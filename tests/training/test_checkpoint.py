@@ -14,8 +14,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from segkit.data.augment import build_augment
+from segkit.inference import overlay
 from segkit.models.builder import build_model
-from segkit.training import checkpoint, compiling
+from segkit.training import callbacks, checkpoint, compiling
 from segkit.training.checkpoint import clear_leftovers, write_durably
 from segkit.training.fit import fit
 from segkit.training.preemption import Preempted
@@ -209,6 +210,21 @@ def test_on_a_full_disk_training_goes_on_and_the_last_checkpoint_is_kept(tmp_pat
     assert torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == 2
     monkeypatch.undo()
     assert [path.name for path in (tmp_path / "cut/checkpoints").iterdir()] == ["last.ckpt"]
+    assert_same(train(tmp_path / "cut", data, resume=True), whole)
+
+
+def test_on_a_full_disk_training_goes_on_without_what_is_written_again(tmp_path, data, monkeypatch, caplog):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    whole = train(tmp_path / "whole", data)
+    monkeypatch.setattr(callbacks, "write_whole", full)  # of metrics.csv
+    monkeypatch.setattr(overlay, "write_whole", full)  # of all pictures
+    with pytest.raises(FileNotFoundError, match=r"metrics\.csv"):  # by `train` here, which reads it
+        train(tmp_path / "cut", data, pictures_every=3)
+    for name in ("metrics.csv", "curves.png", "pictures/epochs/epoch_0003.png"):
+        assert f"{tmp_path / 'cut' / name} was not written (No space left on device)" in caplog.text
+    monkeypatch.undo()
     assert_same(train(tmp_path / "cut", data, resume=True), whole)
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import types
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from segkit.training.loggers import check_loggers
 from segkit.training.settings import train_settings
@@ -39,6 +42,22 @@ def test_tensorboard_of_a_resumed_run_repeats_no_step(tmp_path):
     assert cut == whole
     events = EventAccumulator(str(tmp_path / "whole" / "tensorboard")).Reload()
     assert [e.step for e in events.Images("validation")] == [4, 8]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of the thread that writes
+def test_on_a_full_disk_tensorboard_is_left_out_and_training_goes_on(tmp_path, monkeypatch, caplog):
+    written = []
+
+    def write(self, data):
+        written.append(data)
+        if len(written) > 5:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RecordWriter, "write", write)
+    *_, result, _ = run(tmp_path, FORMATS["binary"], epochs=3, pictures_every=1)
+    assert result.epochs == 3
+    assert caplog.text.count("TensorBoard gets no more of this run (No space left on device)") == 1
+    assert len(written) == 6
 
 
 @pytest.mark.parametrize(
