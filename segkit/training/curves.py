@@ -29,11 +29,13 @@ class Curve:
     Attributes:
         name: in the legend.
         x, y: of equal length; a y that is no finite number breaks the line. On a log axis numbers have to be positive.
+        color: place in `COLORS`, for one thing in several panels; None takes that of its place in the panel.
     """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    color: int | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Panel:
 
     Attributes:
         label: what y is, with its unit.
-        curves: at most as many as there are `COLORS`; each has the colour of its place.
+        curves: at most as many as there are `COLORS`.
         log_y: decades at equal distances.
         mark: (x, y, text) of one point that is ringed; the text stands in the legend.
     """
@@ -51,6 +53,10 @@ class Panel:
     curves: Sequence[Curve]
     log_y: bool = False
     mark: tuple[float, float, str] | None = None
+
+    def colored(self) -> list[tuple[Curve, tuple[int, int, int]]]:
+        """Each curve with its colour."""
+        return [(c, COLORS[place if c.color is None else c.color]) for place, c in enumerate(self.curves)]
 
 
 def draw_curves(panels: Sequence[Panel], x_label: str, *, log_x: bool = False, title: str = "") -> np.ndarray:
@@ -168,7 +174,7 @@ def _draw_panel(pen: Any, panel: Panel, x_axis: Axis, head: float, last: bool) -
         if last:
             _write(pen, (x_axis(tick), bottom + 14), tick_text(tick), "mm")
     _line(pen, [(_LEFT, bottom), (_WIDTH - _RIGHT, bottom)], _AXIS, 1)
-    for curve, color in zip(panel.curves, COLORS, strict=False):
+    for curve, color in panel.colored():
         for part in _unbroken(curve, x_axis.log, panel.log_y):
             points = [(x_axis(x), y_axis(y)) for x, y in part]
             _line(pen, points, color, 2)
@@ -187,7 +193,7 @@ def _draw_legend(pen: Any, panel: Panel, y: float) -> None:
     x = float(_WIDTH - _RIGHT)
     entries: list[tuple[str, Callable[[float], None]]] = [
         (curve.name, lambda x, color=color: _line(pen, [(x, y), (x + 22, y)], color, 3))  # type: ignore[misc]
-        for curve, color in zip(panel.curves, COLORS, strict=False)
+        for curve, color in panel.colored()
     ]
     if panel.mark is not None:
         entries.append((panel.mark[2], lambda x: _circle(pen, x + 15, y, 6, outline=_INK)))

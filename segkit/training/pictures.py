@@ -57,7 +57,8 @@ def curve_panels(rows: list[dict[str, float]], monitor: str | None, best_epoch: 
 
     def curve(name: str, column: str) -> Curve:
         there = [row for row in rows if column in row]
-        return Curve(name, [row["epoch"] + 1 for row in there], [row[column] for row in there])
+        color = ["training", "validation", "decoder and head"].index(name)  # the same in all panels
+        return Curve(name, [row["epoch"] + 1 for row in there], [row[column] for row in there], color)
 
     def mark(column: str) -> tuple[float, float, str] | None:
         for row in rows:

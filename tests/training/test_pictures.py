@@ -77,6 +77,12 @@ def test_panels_of_a_run_mark_the_best_epoch():
         ("training", [1, 2], [2.0, 1.0]),
         ("validation", [2], [1.5]),
     ]
+    colors = {curve.name: color for panel in (loss, score, lr) for curve, color in panel.colored()}
+    assert [color for panel in (loss, score, lr) for _, color in panel.colored()] == [
+        *(colors["training"], colors["validation"]),
+        *(colors["validation"], colors["decoder and head"]),
+    ]
+    assert len(set(colors.values())) == 3
     assert score.mark == (2, 0.5, "best 0.5000 in epoch 2")
     assert list(lr.curves[0].y) == [1e-3, 5e-4]
     assert curve_panels(rows, "val_loss", 1)[0].mark == (2, 1.5, "best 1.5000 in epoch 2")
