@@ -52,27 +52,33 @@ def build_trainer(
         files: writes checkpoints.
         show: whether a bar is drawn.
     """
-    place = processes.place
     return L.Trainer(
-        accelerator=ACCELERATORS.get(place.type, place.type),
+        **trainer_options(settings, processes.place),
         devices=processes.devices,
         num_nodes=processes.nodes,
         strategy=strategy,
-        precision=pick_precision(settings.precision, place),  # type: ignore[arg-type]
         max_epochs=settings.epochs,
-        accumulate_grad_batches=settings.accumulate,
-        gradient_clip_val=settings.clip_norm,
         check_val_every_n_epoch=settings.validate_every,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
         callbacks=callbacks,
         plugins=[files, *environments()],
         logger=loggers,
         log_every_n_steps=1,
         enable_progress_bar=show,
-        enable_model_summary=False,
-        deterministic="warn" if not torch.cuda.is_available() else None,
     )
+
+
+def trainer_options(settings: TrainSettings, place: torch.device) -> dict[str, Any]:
+    """What every trainer is told, of a run or of a trial of a few steps, so that their steps are the same."""
+    return {
+        "accelerator": ACCELERATORS.get(place.type, place.type),
+        "precision": pick_precision(settings.precision, place),
+        "accumulate_grad_batches": settings.accumulate,
+        "gradient_clip_val": settings.clip_norm,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "enable_model_summary": False,
+        "deterministic": "warn" if not torch.cuda.is_available() else None,
+    }
 
 
 def trainer_facts(trainer: L.Trainer) -> dict[str, Any]:

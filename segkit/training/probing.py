@@ -14,7 +14,7 @@ from torch import nn
 from segkit.data.datasets import MaskDataset
 from segkit.models.segmenter import Segmenter
 from segkit.training.distributed import environments
-from segkit.training.engine import ACCELERATORS, determinism_restored, pick_precision, quiet_lightning, stops_translated
+from segkit.training.engine import determinism_restored, quiet_lightning, stops_translated, trainer_options
 from segkit.training.module import SegmentationModule
 from segkit.training.settings import TrainSettings
 
@@ -49,20 +49,13 @@ def probe(
 def probe_trainer(settings: TrainSettings, place: torch.device, steps: int, **options: Any) -> L.Trainer:
     """Trains in one process for so many optimizer steps, as `fit` would; options are those of `lightning.Trainer`."""
     return L.Trainer(
-        accelerator=ACCELERATORS.get(place.type, place.type),
+        **trainer_options(settings, place),
         devices=1 if place.index is None else [place.index],
-        precision=pick_precision(settings.precision, place),  # type: ignore[arg-type]
         max_steps=steps,
         max_epochs=-1,
-        accumulate_grad_batches=settings.accumulate,
-        gradient_clip_val=settings.clip_norm,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
         plugins=environments(),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
-        enable_model_summary=False,
-        deterministic="warn" if not torch.cuda.is_available() else None,
         **options,
     )
