@@ -22,7 +22,8 @@ FLOORS = (
     {"parts"},
     {"experiment"},
     {"demo", "dry_run", "folds", "lr_search"},
-    {"cli", "console"},
+    {"commands", "console"},
+    {"cli"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+# What 0 counts as, and 1 as one minus it, where logits are asked of probabilities: float32 still tells it from 1.
+LEAST_PROBABILITY = 1e-7
+
 
 def check_activation(activation: str) -> str:
     """Refuse what is neither softmax nor sigmoid."""

@@ -101,6 +101,13 @@ class FormatContract(ABC):
     def probabilities(self, logits: Tensor) -> Tensor:
         """(N, C, H, W) logits to probabilities in [0, 1], in float32 or better."""
 
+    @abstractmethod
+    def logits_of(self, probs: Tensor) -> Tensor:
+        """Logits with these `probabilities`, (N, C, H, W) both: so averages of several answers are decoded.
+
+        Probabilities of exactly 0 or 1 count as within 1e-7 of it, so that logits stay finite.
+        """
+
     def prior_logits(self, shares: Sequence[float]) -> list[float]:
         """Logits whose probabilities are these shares of the classes, each in [0, 1]."""
         return prior_logits(shares, self._softmax)

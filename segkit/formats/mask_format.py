@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segkit.formats.activation import check_activation, check_threshold, logit, per_class
+from segkit.formats.activation import LEAST_PROBABILITY, check_activation, check_threshold, logit, per_class
 from segkit.formats.classes import MaskClass, classes_to_list, parse_classes
 from segkit.formats.format_contract import FormatContract
 from segkit.ops.choices import (
@@ -138,6 +138,9 @@ class _SigmoidPerClass(MaskFormat):
     def probabilities(self, logits: Tensor) -> Tensor:
         return at_least_float32(logits).sigmoid()
 
+    def logits_of(self, probs: Tensor) -> Tensor:
+        return at_least_float32(probs).logit(eps=LEAST_PROBABILITY)
+
     def log_likelihood(self, logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
         return bernoulli_log_likelihood(logits, self.expand(target), self.valid(target), smoothing)
 
@@ -156,6 +159,9 @@ class ExclusiveMask(_OnePlane):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         return at_least_float32(logits).softmax(1)
+
+    def logits_of(self, probs: Tensor) -> Tensor:
+        return at_least_float32(probs).clamp_min(LEAST_PROBABILITY).log()
 
     def decode(self, logits: Tensor | CoarseLogits) -> Tensor:
         return decode_indices(CoarseLogits.of(logits), self.torch_dtype)

@@ -20,12 +20,11 @@ from segkit.formats.coco_files import file_name_of
 from segkit.formats.codec import Codec
 from segkit.formats.files import write_whole
 from segkit.inference.inputs import Input, find_inputs
+from segkit.inference.models import SegmentationModel, open_model
 from segkit.inference.objects import Objects, collect_objects
 from segkit.inference.overlay import draw_overlay, write_picture
 from segkit.inference.tiling import check_tile, image_logits
-from segkit.models.bundle import load_codec, load_model
 from segkit.models.devices import autocast, pick_device
-from segkit.models.segmenter import Segmenter
 from segkit.ops.upsample import CoarseLogits
 
 
@@ -65,7 +64,7 @@ class Predictor:
     Where the model works at a spacing, each needs its `spacing_mm`, the (row, column) distances.
 
     Args:
-        model: a `Segmenter`, or the path of a bundle or run folder.
+        model: a `Segmenter` or another `SegmentationModel`, or the path of a bundle or run folder.
         codec: how masks are written; by default the codec stored in the bundle. Only files need one.
         device: auto, cpu, cuda, cuda:1, mps.
         tile: side of the windows in pixels; None cuts only images above 4 megapixels.
@@ -73,16 +72,16 @@ class Predictor:
 
     def __init__(
         self,
-        model: Segmenter | str | Path,
+        model: SegmentationModel | str | Path,
         codec: Codec | None = None,
         *,
         device: str = "auto",
         tile: int | None = None,
     ) -> None:
         check_tile(tile)
-        if not isinstance(model, Segmenter):
-            codec = codec if codec is not None else load_codec(model)
-            model = load_model(model)
+        if isinstance(model, str | Path):
+            model, stored_codec = open_model(model)
+            codec = codec if codec is not None else stored_codec
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
         self.codec = codec

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from segkit.models.segmenter import Segmenter
+from segkit.inference.models import SegmentationModel
 from segkit.ops.sizes import fit_size
 from segkit.ops.upsample import CoarseLogits
 
@@ -19,7 +19,7 @@ _OVERLAP = 0.25
 
 
 def image_logits(
-    model: Segmenter, images: Tensor, tile: int | None = None, spacing_mm: Sequence[float] | None = None
+    model: SegmentationModel, images: Tensor, tile: int | None = None, spacing_mm: Sequence[float] | None = None
 ) -> CoarseLogits:
     """Logits for the stored size.
 
@@ -48,7 +48,7 @@ def check_tile(tile: int | None) -> None:
         raise ValueError(f"tile is {tile}: windows need a side of at least 32 pixels.")
 
 
-def blend_windows(model: Segmenter, images: Tensor, side: int) -> Tensor:
+def blend_windows(model: SegmentationModel, images: Tensor, side: int) -> Tensor:
     """Average of the logits of overlapping windows, weighted by a Gaussian around each window's centre.
 
     The weight (deviation of an eighth of the window, as in nnU-Net, Isensee et al. 2021) trusts the middle, where
@@ -62,7 +62,7 @@ def blend_windows(model: Segmenter, images: Tensor, side: int) -> Tensor:
     for top in window_starts(height, side_h):
         for left in window_starts(width, side_w):
             rows, columns = slice(top, top + side_h), slice(left, left + side_w)
-            logits = model(images[..., rows, columns]).float()
+            logits = model.coarse_logits(images[..., rows, columns]).full().float()
             if total is None:
                 total = logits.new_zeros((len(images), logits.shape[1], height, width))
             total[..., rows, columns] += logits * weight

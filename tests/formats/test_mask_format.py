@@ -250,6 +250,19 @@ def test_ignored_pixels_add_neither_likelihood_nor_gradient(format, wild):
 
 
 @pytest.mark.parametrize("format", ALL)
+def test_logits_of_probabilities_have_these_probabilities(format):
+    logits = 3 * torch.randn(2, format.num_classes, 3, 5, generator=torch.Generator().manual_seed(4))
+    probs = format.probabilities(logits)
+    again = format.logits_of(probs)
+    torch.testing.assert_close(format.probabilities(again), probs)
+    assert torch.equal(format.decode(again), format.decode(logits))
+    certain = torch.zeros_like(probs)
+    certain[:, 0] = 1
+    assert format.logits_of(certain).isfinite().all()
+    assert torch.equal(format.decode(format.logits_of(certain)), format.decode(60 * certain - 30))
+
+
+@pytest.mark.parametrize("format", ALL)
 def test_half_precision_logits_give_finite_float32(format):
     logits = torch.full((1, format.num_classes, 64, 64), 60000.0, dtype=torch.float16)
     logits[:, ::2] = -60000.0

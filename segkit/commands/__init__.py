@@ -1,0 +1,1 @@
+"""One file per kind of command; `segkit.cli` puts them together."""

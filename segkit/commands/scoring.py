@@ -1,0 +1,55 @@
+"""Commands that score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from segkit.commands.options import DeviceOption, JsonOption, TileOption
+from segkit.console import progress, show_scores
+
+
+def evaluate(
+    model: Annotated[Path | None, typer.Argument(help="Run folder or bundle.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Config; with --masks only its masks section.")] = None,
+    split: Annotated[str | None, typer.Option(help="Part of the config's data: train, val or test.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of images, in place of a config.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="Folder of true masks.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Folder of predicted masks, in place of a model.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
+    device: DeviceOption = "auto",
+    tile: TileOption = None,
+    json: JsonOption = None,
+) -> None:
+    """Score a model, or a folder of predicted masks, against true masks."""
+    from segkit.config import read_config
+    from segkit.experiment import open_evaluation
+    from segkit.inference.evaluate import evaluate as score
+    from segkit.inference.evaluate import evaluate_predictions, evaluate_predictions_of
+    from segkit.parts import open_masks, open_part, scored_part
+    from segkit.shipped import find_config
+
+    if predictions is not None:
+        if model is not None or images is not None or config is None:
+            raise ValueError(
+                "--predictions DIR goes with --config CONFIG and, in place of the config's data, --masks DIR; "
+                "without a MODEL."
+            )
+        experiment = read_config(find_config(config), overrides or [])
+        with progress("scoring masks") as update:
+            if masks is not None:
+                scores = evaluate_predictions(predictions, masks, open_masks(experiment), progress=update)
+            else:
+                split = scored_part(experiment, split)
+                data = open_part(experiment, split, open_masks(experiment))
+                scores = evaluate_predictions_of(predictions, data, progress=update)
+        show_scores(scores, json, split)
+        return
+    if model is None:
+        raise ValueError("name a MODEL (run folder or bundle), or give --predictions DIR.")
+    network, data, part = open_evaluation(model, config and find_config(config), overrides or [], split, images, masks)
+    with progress("scoring") as update:
+        scores = score(network, data, device=device, tile=tile, progress=update)
+    show_scores(scores, json, part)
