@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segkit.commands.options import DeviceOption, JsonOption, TileOption
+from segkit.commands.options import DeviceOption, EnsembleOption, JsonOption, TileOption, TtaOption
 from segkit.console import complain, progress
 
 
@@ -20,13 +20,15 @@ def predict(
     objects: Annotated[bool, typer.Option("--objects", help="Also write connected regions as COCO JSON.")] = False,
     device: DeviceOption = "auto",
     tile: TileOption = None,
+    tta: TtaOption = None,
+    ensemble: EnsembleOption = None,
     json: JsonOption = None,
 ) -> None:
     """Predict masks for images, in the codec of the training masks."""
     from segkit.experiment import write_json
     from segkit.inference.predictor import Predictor
 
-    predictor = Predictor(model, device=device, tile=tile)
+    predictor = Predictor([model, *(ensemble or [])], device=device, tile=tile, tta=tta)
     with progress("predicting") as update:
         report = predictor.predict_files(
             inputs, out, overlay=overlay, probabilities=probabilities, objects=objects, progress=update

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segkit.commands.options import DeviceOption, JsonOption, TileOption
+from segkit.commands.options import DeviceOption, EnsembleOption, JsonOption, TileOption, TtaOption
 from segkit.console import progress, show_scores
 
 
@@ -21,21 +21,24 @@ def evaluate(
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
     device: DeviceOption = "auto",
     tile: TileOption = None,
+    tta: TtaOption = None,
+    ensemble: EnsembleOption = None,
     json: JsonOption = None,
 ) -> None:
     """Score a model, or a folder of predicted masks, against true masks."""
     from segkit.config import read_config
     from segkit.experiment import open_evaluation
+    from segkit.inference.averaging import open_models
     from segkit.inference.evaluate import evaluate as score
     from segkit.inference.evaluate import evaluate_predictions, evaluate_predictions_of
     from segkit.parts import open_masks, open_part, scored_part
     from segkit.shipped import find_config
 
     if predictions is not None:
-        if model is not None or images is not None or config is None:
+        if model is not None or images is not None or config is None or tta is not None or ensemble:
             raise ValueError(
                 "--predictions DIR goes with --config CONFIG and, in place of the config's data, --masks DIR; "
-                "without a MODEL."
+                "without a MODEL, --tta or --ensemble."
             )
         experiment = read_config(find_config(config), overrides or [])
         with progress("scoring masks") as update:
@@ -50,6 +53,7 @@ def evaluate(
     if model is None:
         raise ValueError("name a MODEL (run folder or bundle), or give --predictions DIR.")
     network, data, part = open_evaluation(model, config and find_config(config), overrides or [], split, images, masks)
+    averaged, _ = open_models([network, *(ensemble or [])], tta)
     with progress("scoring") as update:
-        scores = score(network, data, device=device, tile=tile, progress=update)
+        scores = score(averaged, data, device=device, tile=tile, progress=update)
     show_scores(scores, json, part)

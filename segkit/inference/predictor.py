@@ -19,10 +19,11 @@ from segkit.data.sample import Sample
 from segkit.formats.coco_files import file_name_of
 from segkit.formats.codec import Codec
 from segkit.formats.files import write_whole
+from segkit.inference.averaging import OneOrSeveral, open_models
 from segkit.inference.inputs import Input, find_inputs
-from segkit.inference.models import SegmentationModel, open_model
 from segkit.inference.objects import Objects, collect_objects
 from segkit.inference.overlay import draw_overlay, write_picture
+from segkit.inference.postprocess import planes_of, postprocess
 from segkit.inference.tiling import check_tile, image_logits
 from segkit.models.devices import autocast, pick_device
 from segkit.ops.upsample import CoarseLogits
@@ -64,34 +65,35 @@ class Predictor:
     Where the model works at a spacing, each needs its `spacing_mm`, the (row, column) distances.
 
     Args:
-        model: a `Segmenter` or another `SegmentationModel`, or the path of a bundle or run folder.
+        model: a `Segmenter` or another `SegmentationModel`, or the path of a bundle or run folder; of several, the
+            average, see `Ensemble`.
         codec: how masks are written; by default the codec stored in the bundle. Only files need one.
         device: auto, cpu, cuda, cuda:1, mps.
         tile: side of the windows in pixels; None cuts only images above 4 megapixels.
+        tta: views of each image whose average counts, such as `flips` or `hflip,scale=0.75`; see `parse_views`.
     """
 
     def __init__(
         self,
-        model: SegmentationModel | str | Path,
+        model: OneOrSeveral,
         codec: Codec | None = None,
         *,
         device: str = "auto",
         tile: int | None = None,
+        tta: str | Iterable[str] | None = None,
     ) -> None:
         check_tile(tile)
-        if isinstance(model, str | Path):
-            model, stored_codec = open_model(model)
-            codec = codec if codec is not None else stored_codec
+        network, stored_codec = open_models(model, tta)
         self.device = pick_device(device)
-        self.model = model.to(self.device).eval()
-        self.codec = codec
+        self.model = network.to(self.device).eval()
+        self.codec = codec if codec is not None else stored_codec
         self.tile = tile
 
     def predict(
         self, image: np.ndarray, *, spacing_mm: Sequence[float] | None = None, scale: Scale | None = None
     ) -> np.ndarray:
         """(H, W, P) planes of an image."""
-        return self._planes(self._coarse_logits(self._normalized(image, scale), spacing_mm))
+        return self._planes(self._coarse_logits(self._normalized(image, scale), spacing_mm), spacing_mm)
 
     def probabilities(
         self, image: np.ndarray, *, spacing_mm: Sequence[float] | None = None, scale: Scale | None = None
@@ -108,7 +110,7 @@ class Predictor:
 
     def predict_sample(self, sample: Sample) -> np.ndarray:
         """(H, W, P) planes of a sample as a data set with `model.reading` reads it."""
-        return self._planes(self._coarse_logits(sample.image, sample.spacing_mm))
+        return self._planes(self._coarse_logits(sample.image, sample.spacing_mm), sample.spacing_mm)
 
     def predict_files(
         self,
@@ -164,8 +166,9 @@ class Predictor:
     ) -> None:
         reading = self.model.reading
         image = reading.read(job.image)
-        logits = self._coarse_logits(image, reading.spacing_mm(job.image))
-        planes = self._planes(logits)
+        spacing_mm = reading.spacing_mm(job.image)
+        logits = self._coarse_logits(image, spacing_mm)
+        planes = self._planes(logits, spacing_mm)
         codec.write(out, job.stem, planes, like=job.image.path)
         if overlay:
             seen = reading.without_neighbours(image)
@@ -206,6 +209,7 @@ class Predictor:
     def _probabilities(self, logits: CoarseLogits) -> Tensor:
         return self.model.format.probabilities(logits.full())[0]
 
-    def _planes(self, logits: CoarseLogits) -> np.ndarray:
-        pred = self.model.format.decode(logits)[0].cpu().numpy()
-        return np.ascontiguousarray(pred.transpose(1, 2, 0)).astype(self.model.format.dtype, copy=False)
+    def _planes(self, logits: CoarseLogits, spacing_mm: Sequence[float] | None) -> np.ndarray:
+        format = self.model.format
+        planes = planes_of(format.decode(logits), format)[0]
+        return postprocess(planes, self.model.postprocess, format, spacing_mm)

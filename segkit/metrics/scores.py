@@ -85,11 +85,11 @@ class Scores:
 
     def pooled(self, name: str) -> ClassScores:
         """Score `name` of each class from pixels summed over the data set."""
-        return self._by_class(_ratio(name, self._pooled))
+        return self._by_class(ratio(name, self._pooled))
 
     def per_image(self, name: str) -> ClassScores:
         """Score `name` of each class, averaged over the images where the class occurs on either side."""
-        return self._by_class(_ratio(name, self._rows).nanmean(0))
+        return self._by_class(ratio(name, self._rows).nanmean(0))
 
     def means(self) -> dict[str, float | None]:
         """Every mean by one flat name, `pooled_iou`, `per_image_dice` and so on, for logs and monitors."""
@@ -129,7 +129,7 @@ class Scores:
         )
 
 
-def _ratio(name: str, rows: Tensor) -> Tensor:
+def ratio(name: str, rows: Tensor) -> Tensor:
     """(..., 4) int64 counts to (...) float64 scores, NaN where there is none."""
     if name not in _RATIOS:
         raise ValueError(f"score {name!r} is not known: expected one of {', '.join(SCORE_NAMES)}.")
