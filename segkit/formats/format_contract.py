@@ -23,10 +23,12 @@ class ThresholdGroup(NamedTuple):
     Attributes:
         classes: their numbers.
         threshold: a class holds where its probability is higher; None where any will do.
+        optional: whether it may be None; a pixel below it is then *none*, `ignore_index` in a prediction.
     """
 
     classes: tuple[int, ...]
     threshold: float | None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,6 @@ class FormatContract(ABC):
     def remove(self, planes: np.ndarray, number: int, where: np.ndarray) -> None:
         """Let class `number` no longer hold `where`, (...) bool, in place.
 
-        Where classes exclude each other, background takes its place; without such a class, that of the nearest pixel
-        outside.
+        Where classes exclude each other, background takes its place; in a format without background, that of the
+        nearest pixel of another class.
         """

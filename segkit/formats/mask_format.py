@@ -153,7 +153,7 @@ class _OnePlane(MaskFormat):
         plane, background = planes[..., 0], self._background
         where = where & (plane == number)
         if background is None or background == number:
-            replace_by_nearest(plane, where, where | (plane == self.ignore_index))
+            replace_by_nearest(plane, where, (plane == number) | (plane == self.ignore_index))
         else:
             plane[where] = background
 
@@ -234,7 +234,7 @@ class OneVsRestMask(_OnePlane, _SigmoidPerClass):
 
     @property
     def threshold_groups(self) -> tuple[ThresholdGroup, ...]:
-        return (ThresholdGroup(tuple(range(self.num_classes)), self.threshold),)
+        return (ThresholdGroup(tuple(range(self.num_classes)), self.threshold, optional=True),)
 
     def with_thresholds(self, thresholds: Sequence[float | None]) -> MaskFormat:
         if len(thresholds) != 1:
@@ -300,7 +300,7 @@ class OverlappingMasks(_SigmoidPerClass):
         return tuple(ThresholdGroup((number,), threshold) for number, threshold in enumerate(self.thresholds))
 
     def with_thresholds(self, thresholds: Sequence[float | None]) -> MaskFormat:
-        return OverlappingMasks(self.classes, tuple(0.5 if t is None else t for t in thresholds))
+        return replace(self, thresholds=tuple(0.5 if t is None else t for t in thresholds))
 
     def claims(self, logits: Tensor) -> Tensor:
         return at_least_float32(logits)
