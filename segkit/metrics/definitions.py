@@ -62,9 +62,9 @@ def define_score(
     Raises:
         ValueError: a name that is not known, or parts that do not go together.
     """
-    for word, known, what in ((average, AVERAGES, "average"), (empty, EMPTY_RULES, "rule for empty classes")):
-        if word not in known:
-            raise ValueError(f"{what} {word!r} is not known. {closest(word, known)}")
+    check_empty_rule(empty)
+    if average not in AVERAGES:
+        raise ValueError(f"average {average!r} is not known. {closest(average, AVERAGES)}")
     if (groups is not None) != (average == "per_group"):
         raise ValueError(f"`groups` go with the average per_group, and it needs them; the average is {average!r}.")
     kept = scored_classes(counts.format, foreground_only)
@@ -84,6 +84,12 @@ def define_score(
     there = ~by_class.isnan()
     mean = (by_class * weights)[there].sum() / weights[there].sum()
     return ClassScores(mean=_known(mean), per_class=dict(zip(names, map(_known, by_class), strict=True)))
+
+
+def check_empty_rule(empty: str) -> None:
+    """Refuse what is not one of `EMPTY_RULES`."""
+    if empty not in EMPTY_RULES:
+        raise ValueError(f"rule for empty classes {empty!r} is not known. {closest(empty, EMPTY_RULES)}")
 
 
 def scored_classes(format: MaskFormat, foreground_only: bool) -> list[int]:
