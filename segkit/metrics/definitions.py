@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from segkit.formats.mask_format import BACKGROUND, MaskFormat
-from segkit.metrics.counts import Counts
+from segkit.metrics.counts import Counts, pixels_of_truth
 from segkit.metrics.scores import ClassScores, present, ratio
 from segkit.suggest import closest
 
@@ -80,7 +80,11 @@ def define_score(
     else:
         units = rows if groups is None else sum_groups(rows, groups)
         by_class = _scored(name, units, empty).nanmean(0)
-    weights = truth_pixels(rows.sum(0)).double() if frequency_weighted else torch.ones(len(kept), dtype=torch.float64)
+    weights = (
+        pixels_of_truth(rows.sum(0))[..., 0].double()
+        if frequency_weighted
+        else torch.ones(len(kept), dtype=torch.float64)
+    )
     there = ~by_class.isnan()
     mean = (by_class * weights)[there].sum() / weights[there].sum()
     return ClassScores(mean=_known(mean), per_class=dict(zip(names, map(_known, by_class), strict=True)))
@@ -112,12 +116,6 @@ def sum_groups(rows: Tensor, groups: Sequence[str]) -> Tensor:
     numbers = {name: number for number, name in enumerate(dict.fromkeys(groups))}
     index = torch.tensor([numbers[name] for name in groups], dtype=torch.int64)
     return torch.zeros((len(numbers), *rows.shape[1:]), dtype=rows.dtype).index_add_(0, index, rows)
-
-
-def truth_pixels(rows: Tensor) -> Tensor:
-    """(..., 4) counts to (...) pixels of the class in the truth."""
-    tp, _, fn, _ = rows.unbind(-1)
-    return tp + fn
 
 
 def _scored(name: str, rows: Tensor, empty: str) -> Tensor:

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segkit.metrics.counts import Counts
-from segkit.metrics.definitions import define_score, scored_classes, truth_pixels
+from segkit.metrics.counts import Counts, pixels_of_truth
+from segkit.metrics.definitions import define_score, scored_classes
 from segkit.metrics.scores import ratio
 from segkit.suggest import closest
 
@@ -84,7 +84,7 @@ def _nnunet(counts: Counts) -> float | None:
 
 
 def _monai(counts: Counts) -> float | None:
-    dice = torch.where(truth_pixels(counts.rows) > 0, ratio("dice", counts.rows), torch.nan)
+    dice = torch.where(pixels_of_truth(counts.rows)[..., 0] > 0, ratio("dice", counts.rows), torch.nan)
     by_image = dice.nanmean(1)
     # Where the truth of all images is empty, MONAI gives 0 and not NaN.
     return 0.0 if by_image.isnan().all() else by_image.nanmean().item()
@@ -100,7 +100,7 @@ def _paddleseg(counts: Counts) -> float | None:
 
 def _ultralytics(counts: Counts) -> float | None:
     rows = _confused(counts, "Ultralytics")
-    return ratio("iou", rows)[truth_pixels(rows) > 0].mean().item()
+    return ratio("iou", rows)[pixels_of_truth(rows)[..., 0] > 0].mean().item()
 
 
 def _confused(counts: Counts, toolkit: str) -> Tensor:
