@@ -105,7 +105,7 @@ class PixelCounts(Metric):
 
 
 def pixels_of_truth(rows: Tensor) -> Tensor:
-    """(..., 4) counts to (..., 2): pixels that are of the class, and that are not; the prediction does not move them."""
+    """(..., 4) counts to (..., 2): pixels of the class, and all others; no prediction moves them."""
     tp, fp, fn, tn = rows.unbind(-1)
     return torch.stack([tp + fn, fp + tn], dim=-1)
 
