@@ -2,9 +2,9 @@
 
 Images (or groups, such as patients, whose images are alike) are drawn anew with replacement and the score is made of
 each draw. As scores come from counts, a draw is a vector of how often each image was taken, and all draws are one
-matrix product. Intervals are BCa (Efron 1987, *Better bootstrap confidence intervals*), corrected for bias and skewness, which
-pooled ratios of few images have; the p-value of a difference is that of a permutation test, which exchanges the two
-models' counts of each image at random (Fisher 1935).
+matrix product. Intervals are BCa (Efron 1987, *Better bootstrap confidence intervals*), corrected for bias and
+skewness, which pooled ratios of few images have; the p-value of a difference is that of a permutation test, which
+exchanges the two models' counts of each image at random (Fisher 1935).
 """
 
 from __future__ import annotations
