@@ -10,6 +10,13 @@ import typer
 from segkit.commands.options import DeviceOption, EnsembleOption, JsonOption, TileOption, TtaOption
 from segkit.console import progress, show_scores
 
+# Spelled out, so that `segkit --help` imports no torch; a test holds it against `segkit.metrics.peers`.
+_LIKE_HELP = (
+    "Also the number that this toolkit would print; may be repeated: mmseg, smp, monai, nnunet, torchmetrics, "
+    "paddleseg or ultralytics."
+)
+LikeOption = Annotated[list[str] | None, typer.Option("--like", metavar="TOOLKIT", help=_LIKE_HELP)]
+
 
 def evaluate(
     model: Annotated[Path | None, typer.Argument(help="Run folder or bundle.")] = None,
@@ -23,6 +30,7 @@ def evaluate(
     tile: TileOption = None,
     tta: TtaOption = None,
     ensemble: EnsembleOption = None,
+    like: LikeOption = None,
     json: JsonOption = None,
 ) -> None:
     """Score a model, or a folder of predicted masks, against true masks."""
@@ -31,9 +39,11 @@ def evaluate(
     from segkit.inference.averaging import open_models
     from segkit.inference.evaluate import evaluate as score
     from segkit.inference.evaluate import evaluate_predictions, evaluate_predictions_of
+    from segkit.metrics.peers import check_peers
     from segkit.parts import open_masks, open_part, scored_part
     from segkit.shipped import find_config
 
+    check_peers(like or [])
     if predictions is not None:
         if model is not None or images is not None or config is None or tta is not None or ensemble:
             raise ValueError(
@@ -48,7 +58,7 @@ def evaluate(
                 split = scored_part(experiment, split)
                 data = open_part(experiment, split, open_masks(experiment))
                 scores = evaluate_predictions_of(predictions, data, progress=update)
-        show_scores(scores, json, split)
+        show_scores(scores, json, split, like)
         return
     if model is None:
         raise ValueError("name a MODEL (run folder or bundle), or give --predictions DIR.")
@@ -56,4 +66,4 @@ def evaluate(
     averaged, _ = open_models([network, *(ensemble or [])], tta)
     with progress("scoring") as update:
         scores = score(averaged, data, device=device, tile=tile, progress=update)
-    show_scores(scores, json, part)
+    show_scores(scores, json, part, like)
