@@ -14,7 +14,7 @@ from segkit.data.datasets import MaskDataset
 from segkit.data.loaders import eval_loader
 from segkit.data.prefetch import DeviceLoader
 from segkit.formats.codec import Codec
-from segkit.inference.tiling import check_tile, image_logits
+from segkit.inference.tiling import check_tile, image_planes
 from segkit.metrics.counts import PixelCounts
 from segkit.metrics.scores import Scores
 from segkit.models.devices import autocast, pick_device
@@ -62,10 +62,10 @@ def evaluate(
         for batch in parts:
             try:
                 with autocast(place):
-                    logits = image_logits(model, batch.images, tile, batch.spacing_mm)
+                    pred = image_planes(model, batch.images, tile, batch.spacing_mm)
             except ValueError as error:
                 raise ValueError(f"{data.images}, {batch.stems[0]}: {error}") from error
-            counts.update(model.format.decode(logits), batch.target, batch.indices)
+            counts.update(pred, batch.target, batch.indices)
             done += len(batch)
         if progress is not None:
             progress(done, len(data))

@@ -23,7 +23,7 @@ from segkit.inference.inputs import Input, find_inputs
 from segkit.inference.models import SegmentationModel, open_model
 from segkit.inference.objects import Objects, collect_objects
 from segkit.inference.overlay import draw_overlay, write_picture
-from segkit.inference.tiling import check_tile, image_logits
+from segkit.inference.tiling import check_tile, image_logits, image_planes
 from segkit.models.devices import autocast, pick_device
 from segkit.ops.upsample import CoarseLogits
 
@@ -91,7 +91,7 @@ class Predictor:
         self, image: np.ndarray, *, spacing_mm: Sequence[float] | None = None, scale: Scale | None = None
     ) -> np.ndarray:
         """(H, W, P) planes of an image."""
-        return self._planes(self._coarse_logits(self._normalized(image, scale), spacing_mm))
+        return self._image_planes(self._normalized(image, scale), spacing_mm)
 
     def probabilities(
         self, image: np.ndarray, *, spacing_mm: Sequence[float] | None = None, scale: Scale | None = None
@@ -108,7 +108,7 @@ class Predictor:
 
     def predict_sample(self, sample: Sample) -> np.ndarray:
         """(H, W, P) planes of a sample as a data set with `model.reading` reads it."""
-        return self._planes(self._coarse_logits(sample.image, sample.spacing_mm))
+        return self._image_planes(sample.image, sample.spacing_mm)
 
     def predict_files(
         self,
@@ -164,13 +164,17 @@ class Predictor:
     ) -> None:
         reading = self.model.reading
         image = reading.read(job.image)
-        logits = self._coarse_logits(image, reading.spacing_mm(job.image))
-        planes = self._planes(logits)
+        spacing_mm, logits = reading.spacing_mm(job.image), None
+        if probabilities or objects is not None:
+            logits = self._coarse_logits(image, spacing_mm)
+            planes = self._planes(logits)
+        else:  # without the logits of a whole image
+            planes = self._image_planes(image, spacing_mm)
         codec.write(out, job.stem, planes, like=job.image.path)
         if overlay:
             seen = reading.without_neighbours(image)
             write_picture(out / "_overlay" / f"{job.stem}.png", draw_overlay(seen, planes, self.model.format))
-        if not probabilities and objects is None:
+        if logits is None:
             return
         values = self._probabilities(logits).cpu().numpy()
         if objects is not None:
@@ -199,13 +203,24 @@ class Predictor:
 
     @torch.inference_mode()
     def _coarse_logits(self, image: np.ndarray, spacing_mm: Sequence[float] | None) -> CoarseLogits:
-        stored = torch.from_numpy(np.array(image.transpose(2, 0, 1)))[None].to(self.device)
         with autocast(self.device):
-            return image_logits(self.model, stored, self.tile, spacing_mm)
+            return image_logits(self.model, self._stored(image), self.tile, spacing_mm)
+
+    @torch.inference_mode()
+    def _image_planes(self, image: np.ndarray, spacing_mm: Sequence[float] | None) -> np.ndarray:
+        with autocast(self.device):
+            return self._as_planes(image_planes(self.model, self._stored(image), self.tile, spacing_mm))
+
+    def _stored(self, image: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(image.transpose(2, 0, 1)))[None].to(self.device)
 
     def _probabilities(self, logits: CoarseLogits) -> Tensor:
         return self.model.format.probabilities(logits.full())[0]
 
     def _planes(self, logits: CoarseLogits) -> np.ndarray:
-        pred = self.model.format.decode(logits)[0].cpu().numpy()
-        return np.ascontiguousarray(pred.transpose(1, 2, 0)).astype(self.model.format.dtype, copy=False)
+        return self._as_planes(self.model.format.decode(logits))
+
+    def _as_planes(self, pred: Tensor) -> np.ndarray:
+        """(H, W, P) of (1, P, H, W)."""
+        planes = pred[0].cpu().numpy().transpose(1, 2, 0)
+        return np.ascontiguousarray(planes).astype(self.model.format.dtype, copy=False)
