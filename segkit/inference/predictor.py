@@ -20,6 +20,7 @@ from segkit.formats.coco_files import file_name_of
 from segkit.formats.codec import Codec
 from segkit.formats.files import write_whole
 from segkit.inference.inputs import Input, find_inputs
+from segkit.inference.large import goes_by_window, predict_large
 from segkit.inference.models import SegmentationModel, open_model
 from segkit.inference.objects import Objects, collect_objects
 from segkit.inference.overlay import draw_overlay, write_picture
@@ -162,7 +163,13 @@ class Predictor:
     def _predict_one(
         self, job: Input, codec: Codec, out: Path, overlay: bool, probabilities: bool, objects: Objects | None
     ) -> None:
-        reading = self.model.reading
+        reading, whole = self.model.reading, overlay or objects is not None
+        if goes_by_window(job.image, codec, whole):
+            predict_large(
+                self.model, job.image, codec, out, job.stem,
+                device=self.device, tile=self.tile, probabilities=probabilities, needs_whole=whole,
+            )  # fmt: skip
+            return
         image = reading.read(job.image)
         spacing_mm, logits = reading.spacing_mm(job.image), None
         if probabilities or objects is not None:

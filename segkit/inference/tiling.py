@@ -49,7 +49,7 @@ def image_planes(
     Of images that are cut into windows, memory for logits grows with the window and the width, not with the height.
     """
     if _plan(model, images, tile, spacing_mm).grid is None:
-        return _decode(model, model.predict_coarse_logits(images, spacing_mm))
+        return planes_of(model, model.predict_coarse_logits(images, spacing_mm))
     return _joined(batch_planes(model, images.split(1), tile, [spacing_mm] * len(images)))
 
 
@@ -98,7 +98,7 @@ def batch_planes(
     size, format = _batch_size(batch_size, images), model.format
     found: dict[int, Tensor] = {}
     for number, whole in _whole(model, images, plans, size):
-        found[number] = _decode(model, whole)
+        found[number] = planes_of(model, whole)
     resamplers: dict[int, RowResampler] = {}
     for number, rows, logits in _bands_of(model, images, plans, size):
         plan = plans[number]
@@ -107,8 +107,15 @@ def batch_planes(
             found[number] = torch.empty(shape, dtype=format.torch_dtype, device=logits.device)
             resamplers[number] = RowResampler(plan.size_hw, plan.stored_hw)
         for place, band in resamplers[number].add(rows, logits):
-            found[number][:, :, place] = _decode(model, band[None])
+            found[number][:, :, place] = planes_of(model, band[None])
     return [found[number] for number in range(len(images))]
+
+
+def planes_of(model: SegmentationModel, logits: Tensor | CoarseLogits) -> Tensor:
+    """`format.decode`, to be called where the model runs: under autocast, upsampling would lose digits."""
+    values = CoarseLogits.of(logits).values
+    with torch.autocast(values.device.type, enabled=False):
+        return model.format.decode(logits)
 
 
 def check_tile(tile: int | None) -> None:
@@ -194,13 +201,6 @@ def _bands_of(
 
     for place, rows, logits in stitch(model, [grid for _, grid in order], windows(), batch_size):
         yield order[place][0], rows, logits
-
-
-def _decode(model: SegmentationModel, logits: Tensor | CoarseLogits) -> Tensor:
-    values = CoarseLogits.of(logits).values
-    # Under autocast the products that upsample would be taken in half precision.
-    with torch.autocast(values.device.type, enabled=False):
-        return model.format.decode(logits)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
