@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,13 +20,13 @@ from segkit.formats.codec import Codec
 from segkit.inference.averaging import TestTimeAugmentation
 from segkit.inference.models import SegmentationModel
 from segkit.inference.postprocess import Gathering, find_wholes, planes_of, whole_spacing_mm
-from segkit.inference.tiling import check_tile, image_logits
+from segkit.inference.tiling import check_tile, image_planes
 from segkit.metrics.counts import PixelCounts
 from segkit.metrics.scores import Scores
 from segkit.models.devices import autocast, pick_device
-from segkit.ops.upsample import CoarseLogits
 
 Progress = Callable[[int, int], None]
+Answer = TypeVar("Answer")
 
 
 @torch.inference_mode()
@@ -63,22 +64,24 @@ def evaluate(
         _count_wholes(counts, model, data, place, batch_size, tile, workers, progress, rank, world_size)
     else:
         loader = eval_loader(data, batch_size, workers=workers, rank=rank, world_size=world_size)
-        for batch, logits in each_answer(model, data, loader, place, tile, progress):
-            counts.update(model.format.decode(logits), batch.target, batch.indices)
+        for batch, pred in each_answer(image_planes, model, data, loader, place, tile, progress):
+            counts.update(pred, batch.target, batch.indices)
     return Scores(counts.compute())
 
 
 def each_answer(
+    answer: Callable[..., Answer],
     model: SegmentationModel,
     data: MaskDataset,
     loader: DataLoader,
     place: torch.device,
     tile: int | None,
     progress: Progress | None,
-) -> Iterator[tuple[Batch, CoarseLogits]]:
-    """Every batch of `loader` on the device, with its logits for the stored size.
+) -> Iterator[tuple[Batch, Answer]]:
+    """Every batch of `loader` on the device, with what the model says of it at the stored size.
 
     Args:
+        answer: `image_planes` or `image_logits`.
         loader: of `eval_loader`, of `data` or a part of it.
         progress: called with (images done, images in all).
     """
@@ -87,10 +90,10 @@ def each_answer(
         for batch in parts:
             try:
                 with autocast(place):
-                    logits = image_logits(model, batch.images, tile, batch.spacing_mm)
+                    found = answer(model, batch.images, tile, batch.spacing_mm)
             except ValueError as error:
                 raise ValueError(f"{data.images}, {batch.stems[0]}: {error}") from error
-            yield batch, logits
+            yield batch, found
             done += len(batch)
         if progress is not None:
             progress(done, len(data))
@@ -176,11 +179,9 @@ def _count_wholes(
     own = [number for whole in wholes for number in whole.numbers]
     loader = eval_loader(data.subset([data.stems[number] for number in own]), batch_size, workers=workers)
     gathering: Gathering[tuple[np.ndarray, Tensor]] = Gathering(wholes)
-    for batch, logits in each_answer(model, data, loader, place, tile, progress):
+    for batch, pred in each_answer(image_planes, model, data, loader, place, tile, progress):
         assert batch.indices is not None
-        for index, planes, target in zip(
-            batch.indices, planes_of(format.decode(logits), format), batch.target.cpu(), strict=True
-        ):
+        for index, planes, target in zip(batch.indices, planes_of(pred, format), batch.target.cpu(), strict=True):
             ready = gathering.add(own[index], (planes, target))
             if ready is not None:
                 whole, items = ready

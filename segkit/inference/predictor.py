@@ -21,10 +21,11 @@ from segkit.formats.codec import Codec
 from segkit.formats.files import write_whole
 from segkit.inference.averaging import OneOrSeveral, open_models
 from segkit.inference.inputs import Input, find_inputs
+from segkit.inference.large import goes_by_window, predict_large
 from segkit.inference.objects import Objects, collect_objects
 from segkit.inference.overlay import draw_overlay, write_picture
 from segkit.inference.postprocess import planes_of, postprocess
-from segkit.inference.tiling import check_tile, image_logits
+from segkit.inference.tiling import check_tile, image_logits, image_planes
 from segkit.models.devices import autocast, pick_device
 from segkit.ops.upsample import CoarseLogits
 
@@ -93,7 +94,7 @@ class Predictor:
         self, image: np.ndarray, *, spacing_mm: Sequence[float] | None = None, scale: Scale | None = None
     ) -> np.ndarray:
         """(H, W, P) planes of an image."""
-        return self._planes(self._coarse_logits(self._normalized(image, scale), spacing_mm), spacing_mm)
+        return self._image_planes(self._normalized(image, scale), spacing_mm)
 
     def probabilities(
         self, image: np.ndarray, *, spacing_mm: Sequence[float] | None = None, scale: Scale | None = None
@@ -110,7 +111,7 @@ class Predictor:
 
     def predict_sample(self, sample: Sample) -> np.ndarray:
         """(H, W, P) planes of a sample as a data set with `model.reading` reads it."""
-        return self._planes(self._coarse_logits(sample.image, sample.spacing_mm), sample.spacing_mm)
+        return self._image_planes(sample.image, sample.spacing_mm)
 
     def predict_files(
         self,
@@ -165,15 +166,25 @@ class Predictor:
         self, job: Input, codec: Codec, out: Path, overlay: bool, probabilities: bool, objects: Objects | None
     ) -> None:
         reading = self.model.reading
+        whole = overlay or objects is not None or bool(self.model.postprocess)
+        if goes_by_window(job.image, codec, whole):
+            predict_large(
+                self.model, job.image, codec, out, job.stem,
+                device=self.device, tile=self.tile, probabilities=probabilities, needs_whole=whole,
+            )  # fmt: skip
+            return
         image = reading.read(job.image)
-        spacing_mm = reading.spacing_mm(job.image)
-        logits = self._coarse_logits(image, spacing_mm)
-        planes = self._planes(logits, spacing_mm)
+        spacing_mm, logits = reading.spacing_mm(job.image), None
+        if probabilities or objects is not None:
+            logits = self._coarse_logits(image, spacing_mm)
+            planes = self._finished(self.model.format.decode(logits), spacing_mm)
+        else:  # without the logits of a whole image
+            planes = self._image_planes(image, spacing_mm)
         codec.write(out, job.stem, planes, like=job.image.path)
         if overlay:
             seen = reading.without_neighbours(image)
             write_picture(out / "_overlay" / f"{job.stem}.png", draw_overlay(seen, planes, self.model.format))
-        if not probabilities and objects is None:
+        if logits is None:
             return
         values = self._probabilities(logits).cpu().numpy()
         if objects is not None:
@@ -202,14 +213,22 @@ class Predictor:
 
     @torch.inference_mode()
     def _coarse_logits(self, image: np.ndarray, spacing_mm: Sequence[float] | None) -> CoarseLogits:
-        stored = torch.from_numpy(np.array(image.transpose(2, 0, 1)))[None].to(self.device)
         with autocast(self.device):
-            return image_logits(self.model, stored, self.tile, spacing_mm)
+            return image_logits(self.model, self._stored(image), self.tile, spacing_mm)
+
+    @torch.inference_mode()
+    def _image_planes(self, image: np.ndarray, spacing_mm: Sequence[float] | None) -> np.ndarray:
+        with autocast(self.device):
+            pred = image_planes(self.model, self._stored(image), self.tile, spacing_mm)
+        return self._finished(pred, spacing_mm)
+
+    def _stored(self, image: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(image.transpose(2, 0, 1)))[None].to(self.device)
 
     def _probabilities(self, logits: CoarseLogits) -> Tensor:
         return self.model.format.probabilities(logits.full())[0]
 
-    def _planes(self, logits: CoarseLogits, spacing_mm: Sequence[float] | None) -> np.ndarray:
+    def _finished(self, pred: Tensor, spacing_mm: Sequence[float] | None) -> np.ndarray:
+        """(H, W, P) post-processed planes of (1, P, H, W) decoded ones."""
         format = self.model.format
-        planes = planes_of(format.decode(logits), format)[0]
-        return postprocess(planes, self.model.postprocess, format, spacing_mm)
+        return postprocess(planes_of(pred, format)[0], self.model.postprocess, format, spacing_mm)

@@ -34,7 +34,7 @@ from segkit.inference.threshold_fitting import (
     fit_thresholds,
     threshold_candidates,
 )
-from segkit.inference.tiling import check_tile
+from segkit.inference.tiling import check_tile, image_logits
 from segkit.models.devices import pick_device
 from segkit.models.steps import Steps, steps_to_list
 from segkit.ops.upsample import CoarseLogits
@@ -147,7 +147,7 @@ def tune(
     def answers(title: str) -> Iterator[Answer]:
         loader = eval_loader(data, batch_size, workers=workers)
         with counted(title) as update:
-            for batch, logits in each_answer(seen, data, loader, place, tile, update):
+            for batch, logits in each_answer(image_logits, seen, data, loader, place, tile, update):
                 for image, (number, target) in enumerate(zip(batch.indices or [], batch.target, strict=True)):
                     yield Answer(number, _one(logits, image), target[None], batch.spacing_mm)
 

@@ -12,7 +12,7 @@ from segkit.formats.mask_format import MaskFormat
 from segkit.inference.averaging import Ensemble, TestTimeAugmentation, open_models
 from segkit.inference.evaluate import evaluate
 from segkit.inference.predictor import Predictor
-from segkit.inference.tiling import blend_windows, image_logits
+from segkit.inference.tiling import image_logits
 from segkit.models.builder import build_model
 from segkit.models.bundle import save_bundle
 from segkit.models.segmenter import Recipe, Segmenter
@@ -212,7 +212,7 @@ def test_where_pixels_stand_alone_every_view_says_the_same(dtype):
         assert torch.allclose(tta.predict_coarse_logits(images, spacing).full(), expected, atol=1e-4)
         assert len(model.network.sizes) == 9
     tta = TestTimeAugmentation(pointwise(3), "flips,rotations")
-    assert torch.allclose(blend_windows(tta, images, 32), pointwise(3)(images), atol=1e-4)
+    assert torch.allclose(image_logits(tta, images, 32).full(), pointwise(3)(images), atol=1e-4)
 
 
 @torch.inference_mode()
