@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from segkit._version import __version__
+from segkit.commands.exporting import export, verify
 from segkit.commands.looking import demo, env, init, inspect
 from segkit.commands.prediction import predict
 from segkit.commands.scoring import evaluate
@@ -41,6 +42,8 @@ _COMMANDS = (
     (evaluate, "Example: segkit evaluate runs/camvid --config configs/camvid_multiclass_fpn.yaml --split test"),
     (tune, "Example: segkit tune runs/nuclei --config dsb2018_binary_unet --split val"),
     (predict, "Example: segkit predict runs/camvid photos/ 'more/*.jpg' --out predictions --overlay"),
+    (export, "Example: segkit export runs/camvid --format onnx --out camvid.onnx"),
+    (verify, "Example: segkit verify camvid.onnx --against runs/camvid"),
     (inspect, "Example: segkit inspect data/camvid --classes 0=sky,1=road,2=ignore --write camvid.yaml"),
     (init, "Example: segkit init camvid_multiclass_fpn --out camvid.yaml"),
     (demo, "Example: segkit demo --out runs/demo"),

@@ -153,6 +153,10 @@ class FormatContract(ABC):
         """(N, C, H, W) logits to (N, P, H, W) planes of `torch_dtype`; coarse logits are never upsampled whole."""
 
     @abstractmethod
+    def decode_plainly(self, logits: Tensor) -> Tensor:
+        """`decode` of (N, C, H, W) logits as a few operations on whole tensors, for graphs that leave Python."""
+
+    @abstractmethod
     def count(self, pred: Tensor, target: Tensor) -> Tensor:
         """(N, C, 4) int64 [tp, fp, fn, tn] over valid choices, from (N, P, H, W) planes; see `segkit.ops.counts`."""
 

@@ -33,7 +33,7 @@ from segkit.ops.choices import (
 )
 from segkit.ops.components import replace_by_nearest
 from segkit.ops.counts import count_binary, count_indices
-from segkit.ops.decode import decode_above, decode_indices
+from segkit.ops.decode import decode_above, decode_indices, plain_above, plain_indices
 from segkit.ops.upsample import CoarseLogits
 
 BACKGROUND = "background"
@@ -205,6 +205,9 @@ class ExclusiveMask(_OnePlane):
     def decode(self, logits: Tensor | CoarseLogits) -> Tensor:
         return decode_indices(CoarseLogits.of(logits), self.torch_dtype)
 
+    def decode_plainly(self, logits: Tensor) -> Tensor:
+        return plain_indices(logits, self.torch_dtype)
+
     def log_likelihood(self, logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
         return softmax_log_likelihood(logits, target, self.valid(target), smoothing)
 
@@ -242,8 +245,14 @@ class OneVsRestMask(_OnePlane, _SigmoidPerClass):
         return replace(self, threshold=thresholds[0])
 
     def decode(self, logits: Tensor | CoarseLogits) -> Tensor:
-        limit = None if self.threshold is None else logit(self.threshold)
-        return decode_indices(CoarseLogits.of(logits), self.torch_dtype, limit, self.ignore_index)
+        return decode_indices(CoarseLogits.of(logits), self.torch_dtype, self._limit, self.ignore_index)
+
+    def decode_plainly(self, logits: Tensor) -> Tensor:
+        return plain_indices(logits, self.torch_dtype, self._limit, self.ignore_index)
+
+    @property
+    def _limit(self) -> float | None:
+        return None if self.threshold is None else logit(self.threshold)
 
 
 @dataclass(frozen=True)
@@ -325,7 +334,14 @@ class OverlappingMasks(_SigmoidPerClass):
 
     def decode(self, logits: Tensor | CoarseLogits) -> Tensor:
         # Compared as logits: no sigmoid to compute, and a tie at 0.5 is "not there", as argmax of two classes says.
-        return decode_above(CoarseLogits.of(logits), [logit(t) for t in self.thresholds], self.torch_dtype)
+        return decode_above(CoarseLogits.of(logits), self._limits, self.torch_dtype)
+
+    def decode_plainly(self, logits: Tensor) -> Tensor:
+        return plain_above(logits, self._limits, self.torch_dtype)
+
+    @property
+    def _limits(self) -> list[float]:
+        return [logit(t) for t in self.thresholds]
 
 
 def _binary_of(

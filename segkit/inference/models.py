@@ -15,6 +15,7 @@ from torch import Tensor
 from segkit.data.reading import ImageReading
 from segkit.formats.codec import Codec
 from segkit.formats.mask_format import MaskFormat
+from segkit.inference.exported import is_exported, open_exported
 from segkit.models.bundle import load_codec, load_model
 from segkit.models.steps import Steps
 from segkit.ops.sizes import Resize
@@ -61,7 +62,14 @@ class SegmentationModel(Protocol):
 def open_model(path: str | Path) -> tuple[SegmentationModel, Codec | None]:
     """The model at a path, on the CPU and in evaluation mode, and how its masks are written.
 
+    Args:
+        path: bundle, run folder, or a file that `segkit export` wrote.
+
     Raises:
         ValueError: nothing there that segkit can run.
     """
+    if is_exported(path):
+        exported = open_exported(path)
+        exported.check_probabilities()
+        return exported, exported.codec
     return load_model(path), load_codec(path)
