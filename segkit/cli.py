@@ -13,6 +13,7 @@ from segkit._version import __version__
 from segkit.commands.looking import demo, env, init, inspect
 from segkit.commands.prediction import predict
 from segkit.commands.scoring import evaluate
+from segkit.commands.serving import serve
 from segkit.commands.training import crossvalidate, train
 from segkit.console import complain
 from segkit.processes import OthersEnded, is_main_process
@@ -39,6 +40,7 @@ _COMMANDS = (
     ),
     (evaluate, "Example: segkit evaluate runs/camvid --config configs/camvid_multiclass_fpn.yaml --split test"),
     (predict, "Example: segkit predict runs/camvid photos/ 'more/*.jpg' --out predictions --overlay"),
+    (serve, "Example: segkit serve runs/camvid --port 8000"),
     (inspect, "Example: segkit inspect data/camvid --classes 0=sky,1=road,2=ignore --write camvid.yaml"),
     (init, "Example: segkit init camvid_multiclass_fpn --out camvid.yaml"),
     (demo, "Example: segkit demo --out runs/demo"),
