@@ -121,7 +121,10 @@ class Service:
         async def answer(image: np.ndarray, options: Options) -> Response:
             output = self._outputs[options.output]
             computed = await self._compute(image, output.compute, options)
-            content = await self._in_thread(output.encode, computed)
+            try:
+                content = await self._in_thread(output.encode, computed)
+            except ValueError as error:  # what the codec has no value for
+                raise Refused(422, f"The mask cannot be written as {options.output}: {error}") from None
             name = f'attachment; filename="mask{output.suffix}"'
             return Response(content, media_type=output.media_type, headers={"Content-Disposition": name})
 
@@ -203,8 +206,12 @@ class Service:
         try:
             height, width = fit_size((image.shape[0], image.shape[1]), self._model.resize, options.spacing_mm)
         except ValueError as error:
+            if options.spacing_mm is not None:
+                raise Refused(422, f"The option spacing_mm does not fit this image: {error}") from None
             raise Refused(
-                422, f"The model works at a spacing: give the option spacing_mm=ROW,COLUMN. ({error})"
+                422,
+                "The model works at a spacing of its own, and pictures tell none: give the option "
+                "spacing_mm=ROW,COLUMN, the distances of the rows and of the columns in mm.",
             ) from None
         if height * width > self._most_pixels:
             raise Refused(

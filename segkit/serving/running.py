@@ -27,16 +27,17 @@ def open_socket(host: str, port: int) -> socket.socket:
     Raises:
         ValueError: the address is taken, or not one of this machine.
     """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port is {port}: expected 1 to 65535, or 0 for a free one.")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         opened = socket.socket(family, socket.SOCK_STREAM)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
         opened.listen(_BACKLOG)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
         raise ValueError(
-            f"cannot listen at {host} port {port} ({reason}). Give another --port (0 takes a free one) or --host."
+            f"cannot listen at {host} port {port} ({error.strerror or error}). Give another --port (0 takes a free one) or --host."
         ) from None
     return opened
 
