@@ -37,7 +37,8 @@ def open_socket(host: str, port: int) -> socket.socket:
         opened.listen(_BACKLOG)
     except OSError as error:
         raise ValueError(
-            f"cannot listen at {host} port {port} ({error.strerror or error}). Give another --port (0 takes a free one) or --host."
+            f"cannot listen at {host} port {port} ({error.strerror or error}). "
+            "Give another --port (0 takes a free one) or --host."
         ) from None
     return opened
 

@@ -327,7 +327,7 @@ def test_too_little_memory_on_the_device_is_the_fault_of_one_image(monkeypatch):
 def test_models_of_neighbouring_slices_are_refused_at_once():
     network = model(FORMATS["binary"], in_channels=3)
     network.reading = ImageReading(neighbours=1)
-    with pytest.raises(ValueError, match="1 neighbours.*segkit predict"):
+    with pytest.raises(ValueError, match=r"1 neighbours.*segkit predict"):
         build_app(Predictor(network, device="cpu"))
 
 
