@@ -14,6 +14,7 @@ from segkit.commands.exporting import export, verify
 from segkit.commands.looking import demo, env, init, inspect
 from segkit.commands.prediction import predict
 from segkit.commands.scoring import evaluate
+from segkit.commands.serving import serve
 from segkit.commands.training import crossvalidate, train
 from segkit.commands.tuning import tune
 from segkit.console import complain
@@ -44,6 +45,7 @@ _COMMANDS = (
     (predict, "Example: segkit predict runs/camvid photos/ 'more/*.jpg' --out predictions --overlay"),
     (export, "Example: segkit export runs/camvid --format onnx --out camvid.onnx"),
     (verify, "Example: segkit verify camvid.onnx --against runs/camvid"),
+    (serve, "Example: segkit serve runs/camvid --port 8000"),
     (inspect, "Example: segkit inspect data/camvid --classes 0=sky,1=road,2=ignore --write camvid.yaml"),
     (init, "Example: segkit init camvid_multiclass_fpn --out camvid.yaml"),
     (demo, "Example: segkit demo --out runs/demo"),

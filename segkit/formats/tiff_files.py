@@ -58,16 +58,35 @@ def decode_tiff(data: bytes, gray: bool | None, limit: int) -> np.ndarray:
         raise ValueError(f"cannot be decoded as a TIFF image ({error or type(error).__name__})") from None
 
 
+def tiff_size(data: bytes) -> tuple[int, int]:
+    """(height, width) that the first picture in a TIFF file declares.
+
+    Raises:
+        ValueError: says what is wrong, without the name of the file.
+    """
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    try:
+        check_chain(data)
+        with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
+            return _size_of(file.series[0])
+    except (Refused, MemoryError):
+        raise
+    except Exception as error:
+        raise ValueError(f"cannot be decoded as a TIFF image ({error or type(error).__name__})") from None
+
+
 class Refused(ValueError):
     """What is wrong is known and said."""
 
 
-def _check_size(series: Any, limit: int) -> None:
+def _size_of(series: Any) -> tuple[int, int]:
     sizes = dict(zip(series.axes, map(int, series.shape), strict=True))
-    values = 1
-    for size in sizes.values():
-        values *= size
-    size_hw = sizes.get("Y", 1), sizes.get("X", 1)
+    return sizes.get("Y", 1), sizes.get("X", 1)
+
+
+def _check_size(series: Any, limit: int) -> None:
+    values = math.prod(map(int, series.shape))
+    size_hw = _size_of(series)
     try:
         check_pixels(size_hw, limit)
     except ValueError as error:
