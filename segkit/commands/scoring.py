@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segkit.commands.options import DeviceOption, JsonOption, TileOption
+from segkit.commands.options import AxesOption, DeviceOption, JsonOption, TileOption
 from segkit.console import progress, show_scores
 
 
@@ -21,6 +21,7 @@ def evaluate(
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
     device: DeviceOption = "auto",
     tile: TileOption = None,
+    axes: AxesOption = None,
     json: JsonOption = None,
 ) -> None:
     """Score a model, or a folder of predicted masks, against true masks."""
@@ -38,12 +39,13 @@ def evaluate(
                 "without a MODEL."
             )
         experiment = read_config(find_config(config), overrides or [])
+        main = experiment.data.axis[0]
         with progress("scoring masks") as update:
             if masks is not None:
-                scores = evaluate_predictions(predictions, masks, open_masks(experiment), progress=update)
+                scores = evaluate_predictions(predictions, masks, open_masks(experiment, main), progress=update)
             else:
                 split = scored_part(experiment, split)
-                data = open_part(experiment, split, open_masks(experiment))
+                data = open_part(experiment, split, open_masks(experiment)).across(main)
                 scores = evaluate_predictions_of(predictions, data, progress=update)
         show_scores(scores, json, split)
         return
@@ -51,5 +53,5 @@ def evaluate(
         raise ValueError("name a MODEL (run folder or bundle), or give --predictions DIR.")
     network, data, part = open_evaluation(model, config and find_config(config), overrides or [], split, images, masks)
     with progress("scoring") as update:
-        scores = score(network, data, device=device, tile=tile, progress=update)
+        scores = score(network, data, device=device, tile=tile, axes=axes, progress=update)
     show_scores(scores, json, part)

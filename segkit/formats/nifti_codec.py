@@ -25,6 +25,7 @@ from segkit.formats.nifti_slices import (
     NIFTI_SUFFIXES,
     axis_number,
     nifti_grid,
+    parse_axes,
     parse_slice_stem,
     set_volume_slice,
     slice_shape,
@@ -54,7 +55,7 @@ class NiftiSlices(Codec):
         values: stored value -> class name or list of them, see `pixel_values`.
         ignored_values: stored values that mean "do not look here"; slices that nobody wrote get the first one
             (else `background`, else they are an error).
-        axis: across which slices are taken: x, y or z.
+        axis: across which slices are taken: x, y or z, or several such as `zyx`.
         geometry: `check` refuses labels whose voxels do not lie on those of their image, see `grids.difference`;
             `ignore` pairs them by number all the same, where the headers are known to be wrong.
     """
@@ -71,7 +72,7 @@ class NiftiSlices(Codec):
     ) -> None:
         super().__init__(format)
         self.values = pixel_values(format, values, ignored_values)
-        self._axis_number = axis_number(axis)
+        parse_axes(axis)
         self.axis = axis
         if geometry not in GEOMETRIES:
             raise ValueError(f"geometry is {geometry!r}: expected {' or '.join(GEOMETRIES)}.")
@@ -87,9 +88,10 @@ class NiftiSlices(Codec):
         """Every slice of every volume; only headers are read."""
         volumes = find_files(root, NIFTI_SUFFIXES)
         return [
-            slice_stem(case, self.axis, index)
+            slice_stem(case, axis, index)
             for case, path in volumes.items()
-            for index in range(_label_shape(path)[self._axis_number])
+            for axis in self.axis
+            for index in range(_label_shape(path)[axis_number(axis)])
         ]
 
     def read(self, root: str | Path, stem: str) -> np.ndarray:

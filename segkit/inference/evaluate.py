@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from segkit.data.datasets import MaskDataset
+from segkit.data.images import ImageRef
 from segkit.data.loaders import eval_loader
 from segkit.data.prefetch import DeviceLoader
 from segkit.formats.codec import Codec
 from segkit.inference.tiling import check_tile, image_logits
+from segkit.inference.volumes import answer_volume, check_axes
 from segkit.metrics.counts import PixelCounts
 from segkit.metrics.scores import Scores
 from segkit.models.devices import autocast, pick_device
@@ -31,6 +34,7 @@ def evaluate(
     device: str = "auto",
     batch_size: int = 4,
     tile: int | None = None,
+    axes: Sequence[str] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
@@ -42,6 +46,8 @@ def evaluate(
         device: auto, cpu, cuda or mps.
         batch_size: images of one size that are computed together.
         tile: see `Predictor`.
+        axes: average over these axes of volumes, as `Predictor.predict_files` does; what is scored is slices across the
+            first axis of `model.reading` alone. Default: those that the model has learned from.
         progress: called with (images done, images in all).
     """
     if not data.format.shares_planes(model.format):
@@ -57,6 +63,12 @@ def evaluate(
     counts = PixelCounts(model.format).to(place)
     done = 0
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    chosen = check_axes(axes, model.reading)
+    if len(chosen) > 1 or len(data.reading.axis) > 1:
+        data = data.across(model.reading.main_axis)
+    if len(chosen) > 1:
+        _count_volumes(counts, model, data, chosen, place, batch_size, tile, progress, rank, world_size)
+        return Scores(counts.compute())
     loader = eval_loader(data, batch_size, workers=workers, rank=rank, world_size=world_size)
     for parts in DeviceLoader(loader, place):
         for batch in parts:
@@ -123,6 +135,35 @@ def evaluate_predictions_of(predictions: str | Path, data: MaskDataset, progress
         names[stem if stem in there and name not in there else name] = data.mask_stem(index)
     _check_complete(predictions, names, given)
     return _score_files(predictions, data.masks, data.codec, names, progress)
+
+
+def _count_volumes(
+    counts: PixelCounts,
+    model: Segmenter,
+    data: MaskDataset,
+    axes: Sequence[str],
+    place: torch.device,
+    batch_size: int,
+    tile: int | None,
+    progress: Progress | None,
+    rank: int,
+    world_size: int,
+) -> None:
+    """Count the slices in `data` of answers that are averaged over axes; each process takes whole volumes."""
+    numbers: dict[ImageRef, list[int]] = {}
+    for number in range(len(data)):
+        numbers.setdefault(replace(data.image_ref(number), index=None), []).append(number)
+    done = 0
+    for image in list(numbers)[rank::world_size]:
+        answer = answer_volume(model, image, axes, device=place, tile=tile, batch_size=batch_size)
+        for number in numbers[image]:
+            index = data.image_ref(number).index
+            assert index is not None
+            target = _as_target(data.read(number).planes).to(place)
+            counts.update(_as_target(answer.planes[index]).to(place), target, [number])
+        done += len(numbers[image])
+        if progress is not None:
+            progress(done, len(data))
 
 
 def _check_complete(predictions: str | Path, expected: Collection[str], given: Iterable[str]) -> None:

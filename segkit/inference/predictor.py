@@ -127,12 +127,12 @@ class Predictor:
         return self._planes(self._coarse_logits(sample.image, sample.spacing_mm))
 
     def predict_volume(self, path: str | Path, axes: Sequence[str] | None = None) -> np.ndarray:
-        """(D, H, W, P) planes of all slices of a NIfTI file or DICOM series, across the axis of `model.reading`.
+        """(D, H, W, P) planes of all slices of a NIfTI file or DICOM series, across `model.reading.main_axis`.
 
         Args:
             axes: average over the slices across each of these, such as `zyx`.
         """
-        image = ImageRef(Path(path), self.model.reading.axis, 0)
+        image = ImageRef(Path(path), self.model.reading.main_axis, 0)
         return answer_volume(self.model, image, axes, device=self.device, tile=self.tile).planes
 
     def predict_files(
@@ -153,7 +153,7 @@ class Predictor:
         Args:
             inputs: image files, folders or glob patterns.
             axes: average the answers for volumes over the slices across each of these axes, such as `zyx`; by default
-                slices across the axis that the model has learned from are answered alone.
+                the axes whose slices the model has learned from.
             overlay: also write `out/_overlay/STEM.png`, the classes in colour over the image.
             probabilities: also write `out/_probabilities/STEM.npz`: `probabilities` (C, H, W) float16 and
                 `classes`, the names of the channels.

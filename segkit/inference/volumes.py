@@ -19,7 +19,7 @@ import torch
 
 from segkit.data.images import ImageRef
 from segkit.data.reading import ImageReading
-from segkit.formats.nifti_slices import AXES, axis_number, slice_shape
+from segkit.formats.nifti_slices import axis_number, parse_axes, slice_shape
 from segkit.formats.volumes import kept, volume_grid, volume_shape
 from segkit.inference.inputs import Input
 from segkit.inference.models import SegmentationModel
@@ -43,7 +43,7 @@ _UNEQUAL = 1.5
 
 @dataclass(frozen=True, eq=False)
 class VolumeAnswer:
-    """The answer for a volume, slice by slice across the axis of the model's reading.
+    """The answer for a volume, slice by slice across the main axis of the model's reading.
 
     Attributes:
         planes: (D, H, W, P), all D slices.
@@ -56,18 +56,16 @@ class VolumeAnswer:
 
 
 def check_axes(axes: Sequence[str] | None, reading: ImageReading) -> tuple[str, ...]:
-    """The axes to average over, such as `zyx`; None is the one that the model has learned from.
+    """The axes to average over, such as `zyx`; None is those that the model has learned from.
 
     Raises:
-        ValueError: other letters, one twice, or not the model's own axis among them.
+        ValueError: other letters, one twice, or not the main axis of `reading` among them.
     """
-    chosen = (reading.axis,) if axes is None else tuple(axes)
-    if not chosen or len(set(chosen)) != len(chosen) or not set(chosen) <= set(AXES):
-        raise ValueError(f"axes is {''.join(chosen)!r}: expected letters among x, y and z, each once, such as `zyx`.")
-    if reading.axis not in chosen:
+    chosen = parse_axes(reading.axis if axes is None else axes)
+    if reading.main_axis not in chosen:
         raise ValueError(
-            f"axes is {''.join(chosen)!r}, but the model has learned from slices across {reading.axis}: name this axis "
-            "too, or train on slices across another by `data.axis`."
+            f"axes is {''.join(chosen)!r}, but answers are slices across {reading.main_axis}, as `data.axis` of the "
+            f"training has it: name {reading.main_axis} too, or train with another axis."
         )
     return chosen
 
@@ -113,9 +111,12 @@ def answer_volume(
     chosen = check_axes(axes, model.reading)
     if image.axis is None:
         raise ValueError(f"{image}: no volume, so it has no slices across {', '.join(chosen)}. Leave `axes` out.")
-    if len(chosen) > 1 and not isinstance(model.resize, Spacing):
-        _tell_unequal(volume_grid(image.path).spacing_mm)
-    own, format = model.reading.axis, model.format
+    new = "".join(sorted(set(chosen) - set(model.reading.axis)))
+    if new:
+        _tell_new(new, model.reading.axis)
+        if not isinstance(model.resize, Spacing):
+            _tell_unequal(volume_grid(image.path).spacing_mm)
+    own, format = model.reading.main_axis, model.format
     slices = _Slices(model, image, device, tile, batch_size)
     others = [axis for axis in chosen if axis != own]
     in_memory = (len(others) + probabilities) * math.prod(slices.shape) * format.num_classes * 4 <= _MEMORY_BYTES
@@ -207,6 +208,16 @@ def _room(shape: tuple[int, ...], in_memory: bool) -> np.ndarray:
                 "Name a folder with more by the environment variable TMPDIR, or ask for fewer axes and probabilities."
             ) from None
         return np.memmap(file, np.float16, "r+", shape=shape)
+
+
+@lru_cache
+def _tell_new(new: str, learned: str) -> None:
+    """Once for each choice of axes."""
+    log.warning(
+        "the model has learned from slices across %s and is asked for slices across %s too, which it has not seen: "
+        "that made masks worse where it was measured (docs/volumes.md). Train with `data.axis: zyx`.",
+        *(learned, new),
+    )
 
 
 @lru_cache
