@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from segkit.cli import main
 from segkit.config import read_config
 from segkit.formats.codec import Codec
 from segkit.formats.codecs import open_codec
+from segkit.metrics.peers import PEERS
 from segkit.parts import open_part
 from tests.scenes import FORMATS, write_set
 
@@ -187,6 +189,29 @@ def test_evaluate_takes_folders_in_place_of_a_config(trained, tmp_path):
     assert segkit("evaluate", trained / "run" / "model", *arguments) == 0
     stored = json.loads((trained / "run" / "scores.json").read_text())
     assert json.loads((tmp_path / "s.json").read_text())["pooled"] == stored["pooled"]
+
+
+def test_evaluate_says_what_other_toolkits_would_print(tmp_path, capsys):
+    """Truth: half sky, half ground, no disc. One quarter of the sky was taken for disc."""
+    for folder, quarter in (("masks", 0), ("predictions", 2)):
+        planes = np.ones((8, 8), np.uint8)
+        planes[:4] = 0
+        planes[:2, :4] = quarter
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "a.png"), planes)
+    (tmp_path / "masks.yaml").write_text(f"masks: {MASKS['exclusive']}\n")
+    arguments = ("evaluate", "--predictions", tmp_path / "predictions", "--masks", tmp_path / "masks")
+    arguments = (*arguments, "--config", tmp_path / "masks.yaml", "--json", tmp_path / "scores.json")
+    assert segkit(*arguments, "--like", "mmseg", "--like", "ultralytics") == 0
+    assert "like ultralytics: 0.875000" in capsys.readouterr().out
+    like = json.loads((tmp_path / "scores.json").read_text())["like"]
+    assert like["mmseg"] == {"name": PEERS["mmseg"][0], "value": pytest.approx((0.75 + 1 + 0) / 3)}
+    assert like["ultralytics"]["value"] == pytest.approx((0.75 + 1) / 2)
+
+    assert segkit(*arguments, "--like", "nnU-Net") == 2
+    assert "Did you mean `nnunet`?" in capsys.readouterr().err
+    assert segkit("evaluate", "--help") == 0
+    assert set(PEERS) <= set(re.findall(r"\w+", capsys.readouterr().out))
 
 
 def test_predictions_need_nothing_but_the_masks_section(trained, tmp_path):

@@ -10,6 +10,13 @@ import typer
 from segkit.commands.options import AxesOption, DeviceOption, JsonOption, TileOption
 from segkit.console import progress, show_scores
 
+# Spelled out, so that `segkit --help` imports no torch; a test holds it against `segkit.metrics.peers`.
+_LIKE_HELP = (
+    "Also the number that this toolkit would print; may be repeated: mmseg, smp, monai, nnunet, torchmetrics, "
+    "paddleseg or ultralytics."
+)
+LikeOption = Annotated[list[str] | None, typer.Option("--like", metavar="TOOLKIT", help=_LIKE_HELP)]
+
 
 def evaluate(
     model: Annotated[Path | None, typer.Argument(help="Run folder or bundle.")] = None,
@@ -22,6 +29,7 @@ def evaluate(
     device: DeviceOption = "auto",
     tile: TileOption = None,
     axes: AxesOption = None,
+    like: LikeOption = None,
     json: JsonOption = None,
 ) -> None:
     """Score a model, or a folder of predicted masks, against true masks."""
@@ -29,9 +37,11 @@ def evaluate(
     from segkit.experiment import open_evaluation
     from segkit.inference.evaluate import evaluate as score
     from segkit.inference.evaluate import evaluate_predictions, evaluate_predictions_of
+    from segkit.metrics.peers import check_peers
     from segkit.parts import open_masks, open_part, scored_part
     from segkit.shipped import find_config
 
+    check_peers(like or [])
     if predictions is not None:
         if model is not None or images is not None or config is None:
             raise ValueError(
@@ -47,11 +57,11 @@ def evaluate(
                 split = scored_part(experiment, split)
                 data = open_part(experiment, split, open_masks(experiment)).across(main)
                 scores = evaluate_predictions_of(predictions, data, progress=update)
-        show_scores(scores, json, split)
+        show_scores(scores, json, split, like)
         return
     if model is None:
         raise ValueError("name a MODEL (run folder or bundle), or give --predictions DIR.")
     network, data, part = open_evaluation(model, config and find_config(config), overrides or [], split, images, masks)
     with progress("scoring") as update:
         scores = score(network, data, device=device, tile=tile, axes=axes, progress=update)
-    show_scores(scores, json, part)
+    show_scores(scores, json, part, like)
