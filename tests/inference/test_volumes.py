@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from segkit.data.datasets import MaskDataset
 from segkit.data.images import ImageRef
 from segkit.data.reading import ImageReading
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from segkit.formats.nifti_slices import axis_number, set_volume_slice, volume_slice
 from segkit.inference import volumes
+from segkit.inference.evaluate import evaluate, evaluate_predictions
 from segkit.inference.inputs import Input
 from segkit.inference.predictor import Predictor
 from segkit.inference.volumes import answer_volume, by_volume, check_axes
@@ -478,15 +480,20 @@ def test_axes_that_mean_nothing_are_refused_before_any_work(tmp_path, axes, word
     assert not (tmp_path / "out").exists()
 
 
-def test_stretched_slices_are_told_once(tmp_path, caplog):
+def test_axes_that_the_model_has_not_seen_are_told_once(tmp_path, caplog):
+    volumes._tell_new.cache_clear()
     volumes._tell_unequal.cache_clear()
-    path = save(tmp_path / "v.nii.gz", labels((4, 5, 6)), np.diag([0.7, 0.7, 5.0, 1.0]))
-    for axes, resize in ((None, None), ("zyx", Spacing(1.0, 1.0))):
-        answer_volume(Painted(ORGANS, resize=resize), ImageRef(path, "z", 0), axes, device=CPU)
+    image = ImageRef(save(tmp_path / "v.nii.gz", labels((4, 5, 6)), np.diag([0.7, 0.7, 5.0, 1.0])), "z", 0)
+    answer_volume(Painted(ORGANS), image, device=CPU)
+    answer_volume(Painted(ORGANS, ImageReading(axis="zyx")), image, "zx", device=CPU)
     assert not caplog.records
+    answer_volume(Painted(ORGANS, resize=Spacing(1.0, 1.0)), image, "zyx", device=CPU)
+    assert [record.getMessage()[:75] for record in caplog.records] == [
+        "the model has learned from slices across z and is asked for slices across x"
+    ]
     for _ in range(2):
-        answer_volume(Painted(ORGANS), ImageRef(path, "z", 0), "zyx", device=CPU)
-    assert [record.message[:25] for record in caplog.records] == ["voxels of 0.7 x 0.7 x 5 mm"[:25]]
+        answer_volume(Painted(ORGANS), image, "zyx", device=CPU)
+    assert [record.getMessage()[:25] for record in caplog.records[1:]] == ["voxels of 0.7 x 0.7 x 5 m"]
 
 
 def test_pieces_of_work(tmp_path):
@@ -505,6 +512,78 @@ def test_pieces_of_work(tmp_path):
         ["s3"],
         ["s4"],
     ]
+
+
+# Models that have learned from several axes, and scores ---------------------------------------------------------
+
+
+def write_cases(root, axis, count=2):
+    """Data whose images show their labels, but for one voxel in four."""
+    for name in ("images", "labels"):
+        (root / name).mkdir(parents=True)
+    for number in range(count):
+        truth = labels((4, 5, 6), seed=number)
+        shown = np.where(np.random.default_rng(number).random(truth.shape) < 0.25, 0, truth)
+        nibabel.save(turned(truth, "LPS"), root / "labels" / f"c{number}.nii.gz")
+        nibabel.save(turned(shown.astype(np.float32), "RAS"), root / "images" / f"c{number}.nii.gz")
+    codec = open_codec({"name": "nifti", "axis": axis}, ORGANS)
+    return MaskDataset(root / "images", root / "labels", codec, reading=ImageReading(axis=axis))
+
+
+def test_slices_across_several_axes_are_samples(tmp_path):
+    data = write_cases(tmp_path, "zy", count=1)
+    assert data.stems == [f"c0@y00{n}" for n in range(5)] + [f"c0@z00{n}" for n in range(6)]
+    truth = labels((4, 5, 6), seed=0)
+    for stem, index in (("c0@y003", 3), ("c0@z005", 10)):
+        assert np.array_equal(data.read(index).planes[..., 0], volume_slice(truth, stem[3], int(stem[-1]))), stem
+    assert data.across("z").stems == data.stems[5:]
+    with pytest.raises(ValueError, match="no slices across x, only across z, y"):
+        data.across("x")
+    assert open_codec(data.codec.to_spec(), ORGANS) == data.codec
+
+
+def test_volumes_are_averaged_over_the_axes_that_the_model_has_learned_from(tmp_path):
+    path = save(tmp_path / "v.nii.gz", labels((4, 5, 6)))
+    both, one = (Painted(ORGANS, ImageReading(axis=axis, neighbours=1), band=2) for axis in ("yz", "y"))
+    predictor = Predictor(both, device="cpu")
+    average = predictor.predict_volume(path)
+    assert average.shape == (5, 6, 4, 1)
+    assert np.array_equal(average, predictor.predict_volume(path, "zy"))
+    assert np.array_equal(average, Predictor(one, device="cpu").predict_volume(path, "yz"))
+    assert np.array_equal(predictor.predict_volume(path, "y"), Predictor(one, device="cpu").predict_volume(path))
+    assert not np.array_equal(average, predictor.predict_volume(path, "y"))
+
+
+@pytest.mark.parametrize(("learned", "axes"), [("z", None), ("z", "zyx"), ("xz", None), ("xz", "x"), ("xz", "yxz")])
+def test_scores_of_a_model_are_those_of_what_it_predicts(tmp_path, learned, axes):
+    data = write_cases(tmp_path, learned)
+    model = Painted(ORGANS, ImageReading(axis=learned, neighbours=1), band=2)
+    data.reading = model.reading
+    codec = open_codec({"name": "nifti", "axis": learned[0]}, ORGANS)
+    told = []
+    found = evaluate(
+        model, data, device="cpu", workers=0, axes=axes, batch_size=3, progress=lambda *counts: told.append(counts)
+    )
+    report = Predictor(model, codec, device="cpu").predict_files([data.images], tmp_path / "out", axes=axes)
+    assert report.failed == []
+    expected = evaluate_predictions(tmp_path / "out", data.masks, codec)
+    assert found.to_dict() == expected.to_dict()
+    assert found.images == 2 * {"z": 6, "x": 4}[learned[0]]
+    assert 0 < found.pooled("dice").mean < 1
+    assert told[-1] == (found.images, found.images)
+
+
+def test_some_slices_of_a_volume_are_scored_by_its_whole_answer(tmp_path):
+    data = write_cases(tmp_path, "z")
+    whole = {}
+    model = Painted(ORGANS, ImageReading(neighbours=1), band=2)
+    data.reading = model.reading
+    for stem in data.stems:
+        whole[stem] = evaluate(model, data.subset([stem]), device="cpu", axes="zyx").pooled("accuracy").per_class
+    chosen = ["c1@z004", "c0@z001"]
+    both = evaluate(model, data.subset(chosen), device="cpu", axes="zyx").pooled("accuracy").per_class
+    for name, value in both.items():
+        assert value == pytest.approx(np.mean([whole[stem][name] for stem in chosen]))
 
 
 def test_hippocampus_volumes_come_back_as_they_lie(shared_data, tmp_path):
