@@ -112,4 +112,6 @@ def test_a_model_of_three_axes_is_scored_as_it_predicts(study, tmp_path, capsys)
     assert segkit("predict", run, tmp_path / "images", "--out", out, "--axes", "xy") == 2
     assert "answers are slices across z" in capsys.readouterr().err
     assert segkit("train", config, "--out", tmp_path / "other", "data.axis=zz") == 2
-    assert "data.axis" in (said := capsys.readouterr().err) and "as in `zyx`" in said
+    said = capsys.readouterr().err
+    assert "data.axis" in said
+    assert "as in `zyx`" in said
