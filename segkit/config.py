@@ -191,6 +191,7 @@ class Experiment(Section):
     model: ModelConfig = ModelConfig()
     loss: str | dict[str, Any] = {"cross_entropy": 1, "dice": 1}
     train: TrainSettings = TrainSettings()
+    postprocess: list[str | dict[str, Any]] = []  # steps for predicted masks, see `segkit.models.steps`
 
     @model_validator(mode="after")
     def _ranges_are_of_stored_values(self) -> Experiment:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from segkit.data.reading import ImageReading
 from segkit.formats.mask_format import MaskFormat
+from segkit.models.steps import Steps
 from segkit.ops.sizes import Resize, fit_size, resample
 from segkit.ops.upsample import CoarseLogits
 
@@ -19,6 +20,7 @@ class Painted:
     """
 
     stride = 1
+    postprocess: Steps = ()
 
     def __init__(
         self, format: MaskFormat, reading: ImageReading = ImageReading(), band: int = 0, resize: Resize = None

@@ -13,3 +13,9 @@ TileOption = Annotated[int | None, typer.Option(help="Side of the windows; by de
 AxesOption = Annotated[
     str | None, typer.Option(metavar="zyx", help="Volumes: average over the slices across each of these axes.")
 ]
+TtaOption = Annotated[
+    str | None, typer.Option(metavar="VIEWS", help="Average over views: flips, rotations, scales, hflip, scale=0.75.")
+]
+EnsembleOption = Annotated[
+    list[Path] | None, typer.Option("--ensemble", metavar="MODEL", help="Average with this model too; may be repeated.")
+]

@@ -20,11 +20,13 @@ from segkit.data.sample import Sample
 from segkit.formats.coco_files import file_name_of
 from segkit.formats.codec import Codec
 from segkit.formats.files import write_whole
+from segkit.inference.averaging import OneOrSeveral, open_models
 from segkit.inference.inputs import Input, find_inputs
-from segkit.inference.models import SegmentationModel, open_model
+from segkit.inference.large import goes_by_window, predict_large
 from segkit.inference.objects import Objects, collect_objects
 from segkit.inference.overlay import draw_overlay, write_picture
-from segkit.inference.tiling import check_tile, image_logits
+from segkit.inference.postprocess import planes_of, postprocess
+from segkit.inference.tiling import check_tile, image_logits, image_planes
 from segkit.inference.volumes import answer_volume, by_volume, check_axes
 from segkit.models.devices import autocast, pick_device
 from segkit.ops.upsample import CoarseLogits
@@ -80,34 +82,35 @@ class Predictor:
     Where the model works at a spacing, each needs its `spacing_mm`, the (row, column) distances.
 
     Args:
-        model: a `Segmenter` or another `SegmentationModel`, or the path of a bundle or run folder.
+        model: a `Segmenter` or another `SegmentationModel`, or the path of a bundle or run folder; of several, the
+            average, see `Ensemble`.
         codec: how masks are written; by default the codec stored in the bundle. Only files need one.
         device: auto, cpu, cuda, cuda:1, mps.
         tile: side of the windows in pixels; None cuts only images above 4 megapixels.
+        tta: views of each image whose average counts, such as `flips` or `hflip,scale=0.75`; see `parse_views`.
     """
 
     def __init__(
         self,
-        model: SegmentationModel | str | Path,
+        model: OneOrSeveral,
         codec: Codec | None = None,
         *,
         device: str = "auto",
         tile: int | None = None,
+        tta: str | Iterable[str] | None = None,
     ) -> None:
         check_tile(tile)
-        if isinstance(model, str | Path):
-            model, stored_codec = open_model(model)
-            codec = codec if codec is not None else stored_codec
+        network, stored_codec = open_models(model, tta)
         self.device = pick_device(device)
-        self.model = model.to(self.device).eval()
-        self.codec = codec
+        self.model = network.to(self.device).eval()
+        self.codec = codec if codec is not None else stored_codec
         self.tile = tile
 
     def predict(
         self, image: np.ndarray, *, spacing_mm: Sequence[float] | None = None, scale: Scale | None = None
     ) -> np.ndarray:
         """(H, W, P) planes of an image."""
-        return self._planes(self._coarse_logits(self._normalized(image, scale), spacing_mm))
+        return self._image_planes(self._normalized(image, scale), spacing_mm)
 
     def probabilities(
         self, image: np.ndarray, *, spacing_mm: Sequence[float] | None = None, scale: Scale | None = None
@@ -124,7 +127,7 @@ class Predictor:
 
     def predict_sample(self, sample: Sample) -> np.ndarray:
         """(H, W, P) planes of a sample as a data set with `model.reading` reads it."""
-        return self._planes(self._coarse_logits(sample.image, sample.spacing_mm))
+        return self._image_planes(sample.image, sample.spacing_mm)
 
     def predict_volume(self, path: str | Path, axes: Sequence[str] | None = None) -> np.ndarray:
         """(D, H, W, P) planes of all slices of a NIfTI file or DICOM series, across `model.reading.main_axis`.
@@ -171,9 +174,9 @@ class Predictor:
         out.mkdir(parents=True, exist_ok=True)
         before = 0
         with collect_objects(out, self.model.format) if objects else nullcontext() as found:
+            extras = _Extras(out, overlay, probabilities, found)
             for piece in by_volume(jobs):
                 told = _share_of(progress, before, len(piece), len(jobs))
-                extras = _Extras(out, overlay, probabilities, found)
                 try:
                     if piece[0].image.axis is None and axes is None:
                         self._predict_one(piece[0], self.codec, extras)
@@ -193,11 +196,22 @@ class Predictor:
 
     def _predict_one(self, job: Input, codec: Codec, extras: _Extras) -> None:
         reading = self.model.reading
+        whole = extras.overlay or extras.objects is not None or bool(self.model.postprocess)
+        if goes_by_window(job.image, codec, whole):
+            predict_large(
+                self.model, job.image, codec, extras.out, job.stem,
+                device=self.device, tile=self.tile, probabilities=extras.probabilities, needs_whole=whole,
+            )  # fmt: skip
+            return
         image = reading.read(job.image)
-        logits = self._coarse_logits(image, reading.spacing_mm(job.image))
-        planes = self._planes(logits)
+        spacing_mm, probs = reading.spacing_mm(job.image), None
+        if extras.need_probabilities:
+            logits = self._coarse_logits(image, spacing_mm)
+            planes = self._finished(self.model.format.decode(logits), spacing_mm)
+            probs = self._probabilities(logits).cpu().numpy()
+        else:  # without the logits of a whole image
+            planes = self._image_planes(image, spacing_mm)
         codec.write(extras.out, job.stem, planes, like=job.image.path)
-        probs = self._probabilities(logits).cpu().numpy() if extras.need_probabilities else None
         self._write_extras(job, planes, probs, extras, image)
 
     def _predict_volume(
@@ -208,16 +222,12 @@ class Predictor:
         extras: _Extras,
         progress: Callable[[float], None],
     ) -> None:
+        image = jobs[0].image
         answer = answer_volume(
-            self.model,
-            jobs[0].image,
-            axes,
-            device=self.device,
-            tile=self.tile,
-            probabilities=extras.need_probabilities,
-            progress=progress,
-        )
-        codec.write_volume(extras.out, [job.stem for job in jobs], answer.planes, like=jobs[0].image.path)
+            self.model, image, axes,
+            device=self.device, tile=self.tile, probabilities=extras.need_probabilities, progress=progress,
+        )  # fmt: skip
+        codec.write_volume(extras.out, [job.stem for job in jobs], answer.planes, like=image.path)
         for number, job in enumerate(jobs):
             probs = None if answer.probs is None else answer.probs[number]
             self._write_extras(job, answer.planes[number], probs, extras)
@@ -259,16 +269,25 @@ class Predictor:
 
     @torch.inference_mode()
     def _coarse_logits(self, image: np.ndarray, spacing_mm: Sequence[float] | None) -> CoarseLogits:
-        stored = torch.from_numpy(np.array(image.transpose(2, 0, 1)))[None].to(self.device)
         with autocast(self.device):
-            return image_logits(self.model, stored, self.tile, spacing_mm)
+            return image_logits(self.model, self._stored(image), self.tile, spacing_mm)
+
+    @torch.inference_mode()
+    def _image_planes(self, image: np.ndarray, spacing_mm: Sequence[float] | None) -> np.ndarray:
+        with autocast(self.device):
+            pred = image_planes(self.model, self._stored(image), self.tile, spacing_mm)
+        return self._finished(pred, spacing_mm)
+
+    def _stored(self, image: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(image.transpose(2, 0, 1)))[None].to(self.device)
 
     def _probabilities(self, logits: CoarseLogits) -> Tensor:
         return self.model.format.probabilities(logits.full())[0]
 
-    def _planes(self, logits: CoarseLogits) -> np.ndarray:
-        pred = self.model.format.decode(logits)[0].cpu().numpy()
-        return np.ascontiguousarray(pred.transpose(1, 2, 0)).astype(self.model.format.dtype, copy=False)
+    def _finished(self, pred: Tensor, spacing_mm: Sequence[float] | None) -> np.ndarray:
+        """(H, W, P) post-processed planes of (1, P, H, W) decoded ones."""
+        format = self.model.format
+        return postprocess(planes_of(pred, format)[0], self.model.postprocess, format, spacing_mm)
 
 
 def _share_of(

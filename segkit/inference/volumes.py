@@ -19,11 +19,12 @@ import torch
 
 from segkit.data.images import ImageRef
 from segkit.data.reading import ImageReading
-from segkit.formats.nifti_slices import axis_number, parse_axes, slice_shape
+from segkit.formats.nifti_slices import axis_number, parse_axes, slice_shape, slice_spacing_mm
 from segkit.formats.volumes import kept, volume_grid, volume_shape
 from segkit.inference.inputs import Input
 from segkit.inference.models import SegmentationModel
-from segkit.inference.tiling import image_logits
+from segkit.inference.postprocess import postprocess
+from segkit.inference.tiling import decoded, image_logits
 from segkit.models.devices import autocast
 from segkit.ops.sizes import Spacing, fit_size
 from segkit.ops.upsample import CoarseLogits
@@ -142,10 +143,10 @@ def answer_volume(
                 logits = CoarseLogits.of(format.logits_of(probs)) if waiting else logits
                 if asked is not None:
                     asked[part] = probs.cpu().numpy()
-            planes[part] = format.decode(logits).permute(0, 2, 3, 1).cpu().numpy()
+            planes[part] = decoded(model, logits).permute(0, 2, 3, 1).cpu().numpy()
             done += part.stop - part.start
             progress(done / total)
-    return VolumeAnswer(planes, asked)
+    return VolumeAnswer(postprocess(planes, model.postprocess, format, slices.spacing_mm(own)), asked)
 
 
 class _Slices:
@@ -165,6 +166,11 @@ class _Slices:
     def size_hw(self, axis: str) -> tuple[int, int]:
         """(height, width) of each of them."""
         return slice_shape(self.shape, axis)
+
+    def spacing_mm(self, axis: str) -> tuple[float, float, float]:
+        """(slice, row, column) distances of slices across `axis`."""
+        sizes = volume_grid(self._image.path).spacing_mm
+        return sizes[axis_number(axis)], *slice_spacing_mm(sizes, axis)
 
     def logits(self, axis: str) -> Iterator[tuple[slice, CoarseLogits]]:
         """All slices across `axis`, in their order: which ones, and what the model says of them."""

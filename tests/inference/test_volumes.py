@@ -22,6 +22,7 @@ from segkit.inference.inputs import Input
 from segkit.inference.predictor import Predictor
 from segkit.inference.volumes import answer_volume, by_volume, check_axes
 from segkit.models.builder import build_model
+from segkit.models.steps import open_steps
 from segkit.ops.sizes import Spacing
 from tests.dicoms import write_series
 from tests.painted import Painted
@@ -512,6 +513,21 @@ def test_pieces_of_work(tmp_path):
         ["s3"],
         ["s4"],
     ]
+
+
+@pytest.mark.parametrize("axes", [None, "zyx"])
+@pytest.mark.parametrize("step", [{"name": "largest_component"}, {"name": "minimum_size", "mm3": 9.0}])
+def test_steps_of_post_processing_see_the_whole_volume(tmp_path, axes, step):
+    shown = np.zeros((6, 7, 4), np.uint8)
+    shown[1, 1, :] = 1  # four voxels of 3 cubic millimetres, one in each slice
+    shown[4:6, 4, 2] = 1  # two, more than any slice has of the other
+    path = save(tmp_path / "in" / "v.nii.gz", shown, np.diag([0.5, 2.0, 3.0, 1.0]))
+    model = Painted(ORGANS)
+    model.postprocess = open_steps([step], ORGANS)
+    predictor = Predictor(model, open_codec("nifti", ORGANS), device="cpu")
+    assert predictor.predict_files([path], tmp_path / "out", axes=axes).failed == []
+    written = np.asarray(nibabel.load(tmp_path / "out" / "v.nii.gz").dataobj)
+    assert np.argwhere(written).tolist() == [[1, 1, z] for z in range(4)]
 
 
 # Models that have learned from several axes, and scores ---------------------------------------------------------
