@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segkit.commands.options import DeviceOption, EnsembleOption, JsonOption, TileOption, TtaOption
+from segkit.commands.options import AxesOption, DeviceOption, EnsembleOption, JsonOption, TileOption, TtaOption
 from segkit.console import complain, progress
 
 
@@ -18,6 +18,7 @@ def predict(
     overlay: Annotated[bool, typer.Option("--overlay", help="Also draw the classes over the images.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write them as NPZ.")] = False,
     objects: Annotated[bool, typer.Option("--objects", help="Also write connected regions as COCO JSON.")] = False,
+    axes: AxesOption = None,
     codec: Annotated[str | None, typer.Option(help="How masks are written, if not as those of training.")] = None,
     device: DeviceOption = "auto",
     tile: TileOption = None,
@@ -35,7 +36,7 @@ def predict(
         predictor.codec = open_codec(codec, predictor.model.format)
     with progress("predicting") as update:
         report = predictor.predict_files(
-            inputs, out, overlay=overlay, probabilities=probabilities, objects=objects, progress=update
+            inputs, out, axes=axes, overlay=overlay, probabilities=probabilities, objects=objects, progress=update
         )
     for file, reason in report.failed:
         complain(reason if file in reason else f"{file}: {reason}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segkit.commands.options import DeviceOption, EnsembleOption, JsonOption, TileOption, TtaOption
+from segkit.commands.options import AxesOption, DeviceOption, EnsembleOption, JsonOption, TileOption, TtaOption
 from segkit.console import progress, show_scores
 
 # Spelled out, so that `segkit --help` imports no torch; a test holds it against `segkit.metrics.peers`.
@@ -28,6 +28,7 @@ def evaluate(
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
     device: DeviceOption = "auto",
     tile: TileOption = None,
+    axes: AxesOption = None,
     tta: TtaOption = None,
     ensemble: EnsembleOption = None,
     like: LikeOption = None,
@@ -51,12 +52,13 @@ def evaluate(
                 "without a MODEL, --tta or --ensemble."
             )
         experiment = read_config(find_config(config), overrides or [])
+        main = experiment.data.axis[0]
         with progress("scoring masks") as update:
             if masks is not None:
-                scores = evaluate_predictions(predictions, masks, open_masks(experiment), progress=update)
+                scores = evaluate_predictions(predictions, masks, open_masks(experiment, main), progress=update)
             else:
                 split = scored_part(experiment, split)
-                data = open_part(experiment, split, open_masks(experiment))
+                data = open_part(experiment, split, open_masks(experiment)).across(main)
                 scores = evaluate_predictions_of(predictions, data, progress=update)
         show_scores(scores, json, split, like)
         return
@@ -65,5 +67,5 @@ def evaluate(
     network, data, part = open_evaluation(model, config and find_config(config), overrides or [], split, images, masks)
     averaged, _ = open_models([network, *(ensemble or [])], tta)
     with progress("scoring") as update:
-        scores = score(averaged, data, device=device, tile=tile, progress=update)
+        scores = score(averaged, data, device=device, tile=tile, axes=axes, progress=update)
     show_scores(scores, json, part, like)

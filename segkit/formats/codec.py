@@ -7,7 +7,7 @@ above it, planes hold class indices or 0/1, and the largest value of the dtype w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -74,6 +74,18 @@ class Codec(ABC):
         Args:
             like: the input the planes belong to, for formats that copy its header (affine of a volume).
         """
+
+    def write_volume(
+        self, root: str | Path, stems: Sequence[str], planes: np.ndarray, like: str | Path | None = None
+    ) -> None:
+        """Write (D, H, W, P) planes, all slices of one volume: one file where files are volumes, else one for each.
+
+        Args:
+            stems: D names of slices, in their order.
+            like: the volume that they are slices of.
+        """
+        for stem, plane in zip(stems, planes, strict=True):
+            self.write(root, stem, plane, like)
 
     def writing(
         self, root: str | Path, stem: str, size_hw: tuple[int, int], like: str | Path | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from segkit.data.datasets import MaskDataset
+from segkit.data.images import ImageRef
 from segkit.data.loaders import eval_loader
 from segkit.data.prefetch import DeviceLoader
 from segkit.data.sample import Batch
@@ -21,6 +23,7 @@ from segkit.inference.averaging import TestTimeAugmentation
 from segkit.inference.models import SegmentationModel
 from segkit.inference.postprocess import Gathering, find_wholes, planes_of, whole_spacing_mm
 from segkit.inference.tiling import check_tile, image_planes
+from segkit.inference.volumes import answer_volume, check_axes
 from segkit.metrics.counts import PixelCounts
 from segkit.metrics.scores import Scores
 from segkit.models.devices import autocast, pick_device
@@ -38,6 +41,7 @@ def evaluate(
     batch_size: int = 4,
     tile: int | None = None,
     tta: str | Iterable[str] | None = None,
+    axes: Sequence[str] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Scores:
@@ -51,6 +55,8 @@ def evaluate(
         device: auto, cpu, cuda or mps.
         batch_size: images of one size that are computed together.
         tile, tta: see `Predictor`.
+        axes: average over these axes of volumes, as `Predictor.predict_files` does; what is scored is slices across the
+            first axis of `model.reading` alone. Default: those that the model has learned from.
         progress: called with (images done, images in all).
     """
     check_comparable(model, data)
@@ -60,7 +66,12 @@ def evaluate(
     model = (model if tta is None else TestTimeAugmentation(model, tta)).to(place).eval()
     counts = PixelCounts(model.format).to(place)
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    if model.postprocess:
+    chosen = check_axes(axes, model.reading)
+    if len(chosen) > 1 or len(data.reading.axis) > 1:
+        data = data.across(model.reading.main_axis)
+    if len(chosen) > 1:
+        _count_volumes(counts, model, data, chosen, place, batch_size, tile, progress, rank, world_size)
+    elif model.postprocess:
         _count_wholes(counts, model, data, place, batch_size, tile, workers, progress, rank, world_size)
     else:
         loader = eval_loader(data, batch_size, workers=workers, rank=rank, world_size=world_size)
@@ -160,6 +171,35 @@ def evaluate_predictions_of(predictions: str | Path, data: MaskDataset, progress
         names[stem if stem in there and name not in there else name] = data.mask_stem(index)
     _check_complete(predictions, names, given)
     return _score_files(predictions, data.masks, data.codec, names, progress)
+
+
+def _count_volumes(
+    counts: PixelCounts,
+    model: SegmentationModel,
+    data: MaskDataset,
+    axes: Sequence[str],
+    place: torch.device,
+    batch_size: int,
+    tile: int | None,
+    progress: Progress | None,
+    rank: int,
+    world_size: int,
+) -> None:
+    """Count the slices in `data` of answers that are averaged over axes; each process takes whole volumes."""
+    numbers: dict[ImageRef, list[int]] = {}
+    for number in range(len(data)):
+        numbers.setdefault(replace(data.image_ref(number), index=None), []).append(number)
+    done = 0
+    for image in list(numbers)[rank::world_size]:
+        answer = answer_volume(model, image, axes, device=place, tile=tile, batch_size=batch_size)
+        for number in numbers[image]:
+            index = data.image_ref(number).index
+            assert index is not None
+            target = as_target(data.read(number).planes).to(place)
+            counts.update(as_target(answer.planes[index]).to(place), target, [number])
+        done += len(numbers[image])
+        if progress is not None:
+            progress(done, len(data))
 
 
 def _count_wholes(

@@ -68,12 +68,12 @@ def planes_of(pred: Tensor, format: MaskFormat) -> list[np.ndarray]:
 
 def find_wholes(data: MaskDataset) -> list[Whole]:
     """Every sample in one whole, in the order in which they come first."""
-    found: dict[str, list[int]] = {}
+    found: dict[tuple[str, str], list[int]] = {}
     alone: dict[str, int] = {}
     for number, stem in enumerate(data.stems):
-        case = case_of(stem)
-        if case is not None and is_volume(data.image_path(number)):
-            found.setdefault(case, []).append(number)
+        if case_of(stem) is not None and is_volume(data.image_path(number)):
+            case, axis, _ = parse_slice_stem(stem)
+            found.setdefault((case, axis), []).append(number)
         else:
             alone[stem] = number
     volumes = [Whole(sorted(numbers, key=lambda n: slice_number(data.stems[n])), True) for numbers in found.values()]

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segkit.data.images import ImageRef
 from segkit.data.intensity import Scale, image_scale
 from segkit.data.sample import Sample
 from segkit.formats.coco_files import file_name_of
@@ -26,6 +27,7 @@ from segkit.inference.objects import Objects, collect_objects
 from segkit.inference.overlay import draw_overlay, write_picture
 from segkit.inference.postprocess import planes_of, postprocess
 from segkit.inference.tiling import check_tile, image_logits, image_planes
+from segkit.inference.volumes import answer_volume, by_volume, check_axes
 from segkit.models.devices import autocast, pick_device
 from segkit.ops.upsample import CoarseLogits
 
@@ -52,6 +54,20 @@ class PredictReport:
             "seconds": round(self.seconds, 3),
             "images_per_second": round(self.done / self.seconds, 3) if self.done and self.seconds > 0 else None,
         }
+
+
+@dataclass(frozen=True)
+class _Extras:
+    """What is written beside masks, see `Predictor.predict_files`."""
+
+    out: Path
+    overlay: bool
+    probabilities: bool
+    objects: Objects | None
+
+    @property
+    def need_probabilities(self) -> bool:
+        return self.probabilities or self.objects is not None
 
 
 class Predictor:
@@ -113,11 +129,21 @@ class Predictor:
         """(H, W, P) planes of a sample as a data set with `model.reading` reads it."""
         return self._image_planes(sample.image, sample.spacing_mm)
 
+    def predict_volume(self, path: str | Path, axes: Sequence[str] | None = None) -> np.ndarray:
+        """(D, H, W, P) planes of all slices of a NIfTI file or DICOM series, across `model.reading.main_axis`.
+
+        Args:
+            axes: average over the slices across each of these, such as `zyx`.
+        """
+        image = ImageRef(Path(path), self.model.reading.main_axis, 0)
+        return answer_volume(self.model, image, axes, device=self.device, tile=self.tile).planes
+
     def predict_files(
         self,
         inputs: Iterable[str | Path],
         out: str | Path,
         *,
+        axes: Sequence[str] | None = None,
         overlay: bool = False,
         probabilities: bool = False,
         objects: bool = False,
@@ -129,6 +155,8 @@ class Predictor:
 
         Args:
             inputs: image files, folders or glob patterns.
+            axes: average the answers for volumes over the slices across each of these axes, such as `zyx`; by default
+                the axes whose slices the model has learned from.
             overlay: also write `out/_overlay/STEM.png`, the classes in colour over the image.
             probabilities: also write `out/_probabilities/STEM.npz`: `probabilities` (C, H, W) float16 and
                 `classes`, the names of the channels.
@@ -138,23 +166,27 @@ class Predictor:
         """
         if self.codec is None:
             raise ValueError("the model was saved without a codec: give `codec`, which says how to write masks.")
+        if axes is not None:
+            check_axes(axes, self.model.reading)
         out, report, started = Path(out), PredictReport(), time.monotonic()
         jobs, broken = find_inputs(inputs, self.model.reading.for_new_images(), leave_out=out)
         report.failed += [(str(path), reason) for path, reason in broken]
         out.mkdir(parents=True, exist_ok=True)
-        unreadable: set[Path] = set()
+        before = 0
         with collect_objects(out, self.model.format) if objects else nullcontext() as found:
-            for number, job in enumerate(jobs, start=1):
-                if job.image.path not in unreadable:
-                    try:
-                        self._predict_one(job, self.codec, out, overlay, probabilities, found)
-                        report.done += 1
-                    except (ValueError, OSError) as error:
-                        # One entry per file, however many slices of a volume it holds.
-                        unreadable.add(job.image.path)
-                        report.failed.append((str(job.image.path), str(error)))
-                if progress is not None:
-                    progress(number, len(jobs))
+            extras = _Extras(out, overlay, probabilities, found)
+            for piece in by_volume(jobs):
+                told = _share_of(progress, before, len(piece), len(jobs))
+                try:
+                    if piece[0].image.axis is None and axes is None:
+                        self._predict_one(piece[0], self.codec, extras)
+                    else:
+                        self._predict_volume(piece, axes, self.codec, extras, told)
+                    report.done += len(piece)
+                except (ValueError, OSError) as error:
+                    report.failed.append((str(piece[0].image.path), str(error)))
+                told(1.0)
+                before += len(piece)
         try:
             self.codec.finish(out)
         except ValueError as error:
@@ -162,38 +194,62 @@ class Predictor:
         report.seconds = time.monotonic() - started
         return report
 
-    def _predict_one(
-        self, job: Input, codec: Codec, out: Path, overlay: bool, probabilities: bool, objects: Objects | None
-    ) -> None:
+    def _predict_one(self, job: Input, codec: Codec, extras: _Extras) -> None:
         reading = self.model.reading
-        whole = overlay or objects is not None or bool(self.model.postprocess)
+        whole = extras.overlay or extras.objects is not None or bool(self.model.postprocess)
         if goes_by_window(job.image, codec, whole):
             predict_large(
-                self.model, job.image, codec, out, job.stem,
-                device=self.device, tile=self.tile, probabilities=probabilities, needs_whole=whole,
+                self.model, job.image, codec, extras.out, job.stem,
+                device=self.device, tile=self.tile, probabilities=extras.probabilities, needs_whole=whole,
             )  # fmt: skip
             return
         image = reading.read(job.image)
-        spacing_mm, logits = reading.spacing_mm(job.image), None
-        if probabilities or objects is not None:
+        spacing_mm, probs = reading.spacing_mm(job.image), None
+        if extras.need_probabilities:
             logits = self._coarse_logits(image, spacing_mm)
             planes = self._finished(self.model.format.decode(logits), spacing_mm)
+            probs = self._probabilities(logits).cpu().numpy()
         else:  # without the logits of a whole image
             planes = self._image_planes(image, spacing_mm)
-        codec.write(out, job.stem, planes, like=job.image.path)
-        if overlay:
-            seen = reading.without_neighbours(image)
-            write_picture(out / "_overlay" / f"{job.stem}.png", draw_overlay(seen, planes, self.model.format))
-        if logits is None:
+        codec.write(extras.out, job.stem, planes, like=job.image.path)
+        self._write_extras(job, planes, probs, extras, image)
+
+    def _predict_volume(
+        self,
+        jobs: list[Input],
+        axes: Sequence[str] | None,
+        codec: Codec,
+        extras: _Extras,
+        progress: Callable[[float], None],
+    ) -> None:
+        image = jobs[0].image
+        answer = answer_volume(
+            self.model, image, axes,
+            device=self.device, tile=self.tile, probabilities=extras.need_probabilities, progress=progress,
+        )  # fmt: skip
+        codec.write_volume(extras.out, [job.stem for job in jobs], answer.planes, like=image.path)
+        for number, job in enumerate(jobs):
+            probs = None if answer.probs is None else answer.probs[number]
+            self._write_extras(job, answer.planes[number], probs, extras)
+
+    def _write_extras(
+        self, job: Input, planes: np.ndarray, probs: np.ndarray | None, extras: _Extras, image: np.ndarray | None = None
+    ) -> None:
+        """What is asked for beside the mask; `image` as `model.reading` reads it, where it is at hand."""
+        if extras.overlay:
+            reading = self.model.reading
+            seen = reading.without_neighbours(reading.read(job.image) if image is None else image)
+            picture = draw_overlay(seen, planes, self.model.format)
+            write_picture(extras.out / "_overlay" / f"{job.stem}.png", picture)
+        if probs is None:
             return
-        values = self._probabilities(logits).cpu().numpy()
-        if objects is not None:
-            objects.add(file_name_of(job.stem, job.image.path), planes, values)
-        if probabilities:
+        if extras.objects is not None:
+            extras.objects.add(file_name_of(job.stem, job.image.path), planes, probs)
+        if extras.probabilities:
             content = io.BytesIO()
-            half = values.astype(np.float16)
+            half = probs.astype(np.float16)
             np.savez_compressed(content, probabilities=half, classes=np.array(self.model.format.names))
-            write_whole(out / "_probabilities" / f"{job.stem}.npz", content.getvalue())
+            write_whole(extras.out / "_probabilities" / f"{job.stem}.npz", content.getvalue())
 
     def _normalized(self, image: np.ndarray, scale: Scale | None) -> np.ndarray:
         """(H, W, B) as `model.reading` would have read it."""
@@ -232,3 +288,15 @@ class Predictor:
         """(H, W, P) post-processed planes of (1, P, H, W) decoded ones."""
         format = self.model.format
         return postprocess(planes_of(pred, format)[0], self.model.postprocess, format, spacing_mm)
+
+
+def _share_of(
+    progress: Callable[[int, int], None] | None, before: int, size: int, total: int
+) -> Callable[[float], None]:
+    """Tells `progress` the share that is done of `size` images, which follow `before` others."""
+
+    def tell(share: float) -> None:
+        if progress is not None:
+            progress(before + round(share * size), total)
+
+    return tell
