@@ -24,6 +24,7 @@ from segkit.processes import started_by_launcher
 from segkit.training.distributed import count_processes
 from segkit.training.fit import fit
 from segkit.training.run_callbacks import CHECKPOINT
+from segkit.training.settings import TrainSettings
 
 # Batches before times count: memory is taken, kernels are chosen, workers start.
 _WARM_UP, _TIMED = 2, 5
@@ -86,6 +87,8 @@ def dry_run(config: Experiment, *, tell: Callable[[str], None] = print, progress
 def plan_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     """The plan as lines of a table: what, and how much of it."""
     images = ", ".join(f"{count} {name}" for name, count in plan["images"].items())
+    if plan["repeat"] > 1:
+        images = images.replace(" training", f" training, {plan['repeat']} times per epoch", 1)
     height, width = plan["train_size_hw"]
     processes, accumulate = plan["processes"], plan["accumulate"]
     batch = f"{plan['batch_size']} of {height} x {width} pixels"
@@ -171,6 +174,7 @@ def _counts(ready: Prepared, processes: int, watch: _Stopwatch) -> dict[str, Any
     parts = {"training": train, "validation": there.val, "test": there.test, "held out": there.held_out}
     return {
         "images": {name: len(data) for name, data in parts.items() if data is not None},
+        "repeat": chosen.repeat,
         "train_size_hw": watch.size_hw,
         "batch_size": chosen.batch_size,
         "accumulate": chosen.accumulate,
@@ -181,7 +185,7 @@ def _counts(ready: Prepared, processes: int, watch: _Stopwatch) -> dict[str, Any
 
 def _times(ready: Prepared, processes: int, watch: _Stopwatch) -> dict[str, Any]:
     chosen, val = ready.config.train, ready.parts.val
-    batches = _batches(len(ready.parts.train), chosen.known_batch_size, processes)
+    batches = _batches(len(ready.parts.train), chosen, processes)
     batch_s = _typical(watch.train_s, _WARM_UP)
     image_s = _typical(watch.image_s, 1) if val is not None else None
     validation_s = 0.0 if val is None or image_s is None else image_s * -(-len(val) // processes)
@@ -200,10 +204,11 @@ def _times(ready: Prepared, processes: int, watch: _Stopwatch) -> dict[str, Any]
     }
 
 
-def _batches(images: int, batch_size: int, processes: int) -> int:
+def _batches(images: int, settings: TrainSettings, processes: int) -> int:
     """Batches of one process in an epoch; see `segkit.data.loaders.train_loader`."""
-    own = len(SeededSampler(images, world_size=processes, enough=batch_size))
-    return max(1, own // batch_size)
+    size = settings.known_batch_size
+    own = len(SeededSampler(images, world_size=processes, enough=size, repeat=settings.repeat))
+    return max(1, own // size)
 
 
 def _typical(seconds: list[float], warm_up: int) -> float:

@@ -59,6 +59,16 @@ def test_processes_share_the_steps_of_the_plan(tmp_path):
     assert (plan["processes"], plan["steps_per_epoch"]) == (2, 1)  # one process would make two
 
 
+def test_passes_over_the_images_are_steps_of_an_epoch(tmp_path, capsys):
+    config = write_config(tmp_path / "data", "binary")
+    chosen = ("train.repeat=7", "train.epochs=3")
+    assert segkit("train", config, *chosen, "--dry-run", "--json", tmp_path / "plan.json") == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert (plan["repeat"], plan["steps_per_epoch"], plan["steps"]) == (7, 17, 51)  # 35 images by 2
+    assert plan["epoch_s"] > 16 * plan["step_s"]
+    assert "5 training, 7 times per epoch, 2 validation" in capsys.readouterr().out
+
+
 def test_what_breaks_in_training_breaks_in_a_dry_run(tmp_path, temporary, monkeypatch, capsys):
     config = write_config(tmp_path / "data", "binary")
 
