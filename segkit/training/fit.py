@@ -18,6 +18,7 @@ from segkit.data.datasets import MaskDataset
 from segkit.data.device_data import device_augment
 from segkit.formats.files import write_whole
 from segkit.inference.evaluate import as_stored, check_normalize
+from segkit.inspection.before_training import warn_of_shared_files
 from segkit.losses.build import build_loss
 from segkit.metrics.scores import Scores
 from segkit.models.bundle import load_weights
@@ -186,6 +187,7 @@ def _check(
         device_augment(train)
     if val is not None:
         check_normalize(model, val)
+        warn_of_shared_files(train, val)
 
 
 def _check_formats(model: Segmenter, train: MaskDataset, val: MaskDataset | None) -> None:

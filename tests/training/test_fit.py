@@ -97,6 +97,12 @@ def test_epochs_that_repeat_the_images_train_as_more_epochs_do(tmp_path, data_on
         assert torch.equal(value, states[1]["state_dict"][name]), name
 
 
+def test_validation_on_training_images_is_told(tmp_path, caplog):
+    train = write_set(tmp_path / "t", FORMATS["binary"], 3)
+    run(tmp_path, train.format, train=train, val=train.subset(["s2"]), epochs=1)
+    assert "read from the same files" in caplog.text
+
+
 def test_named_optimizer_schedule_and_rates_by_stage_are_used(tmp_path):
     seen = []
 
