@@ -19,6 +19,7 @@ from segkit.formats.files import write_whole
 from segkit.metrics.scores import Scores
 from segkit.models.devices import pick_device
 from segkit.models.segmenter import Segmenter
+from segkit.models.steps import open_steps
 from segkit.parts import (
     Parts,
     open_masks,
@@ -45,7 +46,7 @@ def build(config: Experiment, codec: Codec, parts: Parts) -> Segmenter:
     torch.manual_seed(config.train.seed)  # of the weights that start at random
     given = config.model
     bands = given.in_channels or parts.train.read(0).image.shape[2]
-    return build_model(
+    model = build_model(
         given.architecture,
         given.encoder,
         codec.format,
@@ -56,6 +57,8 @@ def build(config: Experiment, codec: Codec, parts: Parts) -> Segmenter:
         resize=working_size(config),
         **given.options,
     )
+    model.postprocess = open_steps(config.postprocess, codec.format)
+    return model
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ def prepare(
     codec = open_masks(config)
     build_loss(without_balance(config.loss, codec.format), codec.format)  # what is wrong with it is told at once
     check_optimizer(config.train.optimizer)
+    open_steps(config.postprocess, codec.format)
     Mixer(config.train.mix, codec.format, config.train.seed)
     if not is_main_process():
         tell, counted = (lambda line: None), silent_progress

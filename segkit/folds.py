@@ -180,7 +180,8 @@ def _predict(config: Experiment, run: Path, codec: Codec, out: Path, update: Cal
     from segkit.inference.predictor import Predictor
 
     predictor = Predictor(run, codec, device=config.train.device)
-    data = open_part(config, "held_out", codec, predictor.model.reading)
+    reading = predictor.model.reading
+    data = open_part(config, "held_out", codec, reading).across(reading.main_axis)
     for index in range(len(data)):
         planes = predictor.predict_sample(data.read(index))
         codec.write(out, data.prediction_stem(index), planes, like=data.image_path(index))

@@ -60,10 +60,12 @@ def open_masks(config: Experiment, axis: str | None = None) -> Codec:
         if "ignored_values" in spec:
             raise ValueError("`ignored_values` stands in `masks` and in `masks.codec`: leave one of them out.")
         spec["ignored_values"] = masks.ignored_values
-    if spec.get("name") == "nifti" and spec.setdefault("axis", axis) != axis:
-        raise ValueError(
-            f"masks.codec.axis is {spec['axis']}, but data.axis is {axis}: images and masks are cut alike."
-        )
+    if spec.get("name") == "nifti":
+        if spec.get("axis", axis) not in (axis, config.data.axis):
+            raise ValueError(
+                f"masks.codec.axis is {spec['axis']}, but data.axis is {axis}: images and masks are cut alike."
+            )
+        spec["axis"] = axis
     return open_codec(spec, format)
 
 

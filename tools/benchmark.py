@@ -22,6 +22,7 @@ from benchmarks.pipeline import pipeline
 from benchmarks.report import Report, make_report, plot, show, to_markdown, write_into
 from benchmarks.rows import Row
 from benchmarks.steps import step
+from benchmarks.surface import surface
 from benchmarks.timing import Settings
 
 Measure = Callable[[Settings], list[Row]]
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Measure] = {
     "counts": counts,
     "decode-counts": decode_counts,
     "overlapping-counts": overlapping_counts,
+    "surface": surface,
     "loader": loader,
     "overlap-geometry": overlap_geometry,
     "step": step,

@@ -18,6 +18,7 @@ from segkit.data.datasets import MaskDataset
 from segkit.data.device_data import device_augment
 from segkit.formats.files import write_whole
 from segkit.inference.evaluate import as_stored, check_normalize
+from segkit.inference.golden import GOLDEN, keep_golden
 from segkit.inspection.before_training import warn_of_shared_files
 from segkit.losses.build import build_loss
 from segkit.metrics.scores import Scores
@@ -27,6 +28,7 @@ from segkit.models.encoder_stages import encoder_stages
 from segkit.models.segmenter import FEW, Segmenter
 from segkit.processes import is_main_process
 from segkit.training.batch_size import fit_batch_size
+from segkit.training.callbacks import can_do_without
 from segkit.training.checkpoint import clear_leftovers
 from segkit.training.class_balance import focus_on_rare
 from segkit.training.compiling import check_one_size, compile_mode, leave_uncompiled
@@ -171,6 +173,9 @@ def fit(
     load_weights(model, out / "model")
     model.statistics = trained.statistics
     model.eval()
+    if chosen.golden_images and is_main_process():
+        with can_do_without(out / "model" / GOLDEN):
+            keep_golden(model, as_stored(train) if val is None else val, out / "model", chosen.golden_images)
     return FitResult(out, beside.best.best, beside.best.best_epoch, trainer.current_epoch, module.scores)
 
 

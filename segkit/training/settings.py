@@ -112,6 +112,8 @@ class TrainSettings(Settings):
         loggers: which of `LOGGERS` get the numbers of the run: a list of names, or options by name, which are those of
             the Lightning logger (for W&B also of `wandb.init`), such as `{wandb: {project: nuclei, mode: offline}}`.
         pictures_every: epochs from one sheet of validation pictures to the next; None draws none while training.
+        golden_images: so many crops of validation images, without validation of training images, are kept in the
+            bundle with their predicted masks, see `segkit.inference.golden`; 0 keeps none.
     """
 
     epochs: PositiveInt = 50
@@ -147,6 +149,7 @@ class TrainSettings(Settings):
     workers: int | None = Field(None, ge=0)
     loggers: dict[str, dict[str, Any]] = {"tensorboard": {}}
     pictures_every: PositiveInt | None = 10
+    golden_images: int = Field(3, ge=0, le=32)
 
     @field_validator("mix", mode="before")
     @classmethod
