@@ -23,6 +23,7 @@ from benchmarks.report import Report, make_report, plot, show, to_markdown, writ
 from benchmarks.rows import Row
 from benchmarks.steps import step
 from benchmarks.timing import Settings
+from benchmarks.windows import sliding_window
 
 Measure = Callable[[Settings], list[Row]]
 
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Measure] = {
     "overlap-geometry": overlap_geometry,
     "step": step,
     "pipeline": pipeline,
+    "sliding-window": sliding_window,
     "imports": imports,
     "inspect": inspection,
 }
