@@ -14,18 +14,18 @@ from segkit.data.datasets import MaskDataset
 from segkit.data.loaders import eval_loader
 from segkit.data.prefetch import DeviceLoader
 from segkit.formats.codec import Codec
+from segkit.inference.models import SegmentationModel
 from segkit.inference.tiling import check_tile, image_logits
 from segkit.metrics.counts import PixelCounts
 from segkit.metrics.scores import Scores
 from segkit.models.devices import autocast, pick_device
-from segkit.models.segmenter import Segmenter
 
 Progress = Callable[[int, int], None]
 
 
 @torch.inference_mode()
 def evaluate(
-    model: Segmenter,
+    model: SegmentationModel,
     data: MaskDataset,
     *,
     device: str = "auto",
@@ -72,7 +72,7 @@ def evaluate(
     return Scores(counts.compute())
 
 
-def check_normalize(model: Segmenter, data: MaskDataset) -> None:
+def check_normalize(model: SegmentationModel, data: MaskDataset) -> None:
     """Refuse images that are not normalised as the model was trained."""
     if data.reading.normalize != model.reading.normalize:
         raise ValueError(
