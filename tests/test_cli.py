@@ -161,6 +161,39 @@ def test_predict_writes_overlays_and_probabilities_beside_the_masks(trained, tmp
     assert stored["classes"].tolist() == ["sky", "ground", "disc"]
 
 
+def test_views_and_several_models_are_averaged_in_files_and_scores(trained, tmp_path, capsys):
+    run, images = trained / "run", trained / "val" / "images"
+    averaged = ("--tta", "flips", "--ensemble", run / "model", "--device", "cpu")
+    assert segkit("predict", run, images, "--out", tmp_path / "out", "--probabilities", *averaged) == 0
+    assert segkit("predict", run, images, "--out", tmp_path / "alone", "--probabilities", "--device", "cpu") == 0
+    stored = [np.load(tmp_path / out / "_probabilities" / "s0.npz")["probabilities"] for out in ("out", "alone")]
+    assert np.abs(stored[0].astype(np.float32) - stored[1].astype(np.float32)).max() > 0.01
+    assert segkit("evaluate", run, "--json", tmp_path / "a.json", *averaged) == 0
+    masks = ("--predictions", tmp_path / "out", "--masks", trained / "val" / "masks", "--config", run / "config.yaml")
+    assert segkit("evaluate", *masks, "--json", tmp_path / "b.json") == 0
+    assert (
+        json.loads((tmp_path / "a.json").read_text())["pooled"]
+        == json.loads((tmp_path / "b.json").read_text())["pooled"]
+    )
+    assert segkit("evaluate", *masks, "--tta", "flips") == 2
+    assert segkit("predict", run, images, "--out", tmp_path / "no", "--tta", "mirror") == 2
+    assert "unknown view 'mirror'" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_post_processing_of_a_config_is_scored_stored_and_predicted(tmp_path):
+    config, run = write_config(tmp_path, "exclusive"), tmp_path / "run"
+    step = {"name": "minimum_size", "classes": ["sky", "ground", "disc"], "pixels": 30}
+    assert segkit("train", config, f"postprocess=[{json.dumps(step)}]", "--out", run) == 0
+    assert json.loads((run / "model" / "segkit.json").read_text())["postprocess"] == [step]
+    out = tmp_path / "out"
+    assert segkit("predict", run, tmp_path / "val" / "images", "--out", out, "--device", "cpu") == 0
+    arguments = ("--predictions", out, "--masks", tmp_path / "val" / "masks", "--config", config)
+    assert segkit("evaluate", *arguments, "--json", tmp_path / "a.json") == 0
+    scores = [json.loads(path.read_text())["pooled"] for path in (run / "scores.json", tmp_path / "a.json")]
+    assert scores[0] == scores[1]
+
+
 def test_predict_writes_the_objects_of_all_images_in_one_file(trained, tmp_path):
     images = trained / "val" / "images"
     assert segkit("predict", trained / "run", images, "--out", tmp_path, "--objects") == 0

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segkit.commands.options import DeviceOption, JsonOption, TileOption
+from segkit.commands.options import AxesOption, DeviceOption, EnsembleOption, JsonOption, TileOption, TtaOption
 from segkit.console import complain, progress
 
 
@@ -18,18 +18,25 @@ def predict(
     overlay: Annotated[bool, typer.Option("--overlay", help="Also draw the classes over the images.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write them as NPZ.")] = False,
     objects: Annotated[bool, typer.Option("--objects", help="Also write connected regions as COCO JSON.")] = False,
+    axes: AxesOption = None,
+    codec: Annotated[str | None, typer.Option(help="How masks are written, if not as those of training.")] = None,
     device: DeviceOption = "auto",
     tile: TileOption = None,
+    tta: TtaOption = None,
+    ensemble: EnsembleOption = None,
     json: JsonOption = None,
 ) -> None:
     """Predict masks for images, in the codec of the training masks."""
     from segkit.experiment import write_json
+    from segkit.formats.codecs import open_codec
     from segkit.inference.predictor import Predictor
 
-    predictor = Predictor(model, device=device, tile=tile)
+    predictor = Predictor([model, *(ensemble or [])], device=device, tile=tile, tta=tta)
+    if codec is not None:
+        predictor.codec = open_codec(codec, predictor.model.format)
     with progress("predicting") as update:
         report = predictor.predict_files(
-            inputs, out, overlay=overlay, probabilities=probabilities, objects=objects, progress=update
+            inputs, out, axes=axes, overlay=overlay, probabilities=probabilities, objects=objects, progress=update
         )
     for file, reason in report.failed:
         complain(reason if file in reason else f"{file}: {reason}")

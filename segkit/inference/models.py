@@ -17,6 +17,7 @@ from segkit.formats.codec import Codec
 from segkit.formats.mask_format import MaskFormat
 from segkit.inference.exported import is_exported, open_exported
 from segkit.models.bundle import load_codec, load_model
+from segkit.models.steps import Steps
 from segkit.ops.sizes import Resize
 from segkit.ops.upsample import CoarseLogits
 
@@ -29,11 +30,13 @@ class SegmentationModel(Protocol):
         reading: how image files become the arrays that the model takes.
         resize: the size it works at, see `fit_size`.
         stride: sides that are multiples of it need no padding.
+        postprocess: what is done to decoded planes of whole images and volumes, see `segkit.inference.postprocess`.
     """
 
     format: MaskFormat
     resize: Resize
     stride: int
+    postprocess: Steps
 
     @property
     def reading(self) -> ImageReading: ...

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from segkit.data.reading import ImageReading
 from segkit.formats.mask_format import MaskFormat
 from segkit.models.statistics import DEFAULT_CLIPPING, Clipping, PixelStatistics, pixel_statistics
+from segkit.models.steps import Steps
 from segkit.models.upsampling import find_last_upsampling
 from segkit.ops.sizes import Resize, fit_size, resample
 from segkit.ops.upsample import CoarseLogits
@@ -58,6 +59,9 @@ class Segmenter(nn.Module):
         pretrained: the encoder has learned before, so training gives it a lower learning rate.
         reading: how image files become arrays; `gray` follows from the number of bands.
         clipping: what `fit_statistics` clips.
+
+    Attributes:
+        postprocess: steps for decoded planes, of `open_steps`; none at first.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Segmenter(nn.Module):
         self.resize = resize
         self.pretrained = pretrained
         self.clipping = clipping
+        self.postprocess: Steps = ()
         self.statistics = statistics
         self.reading = reading
         self.new_head_bias: Tensor | None = None  # see `segkit.models.head`

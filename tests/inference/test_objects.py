@@ -16,6 +16,7 @@ from segkit.inference.objects import collect_objects, find_objects
 from segkit.inference.predictor import Predictor
 from segkit.models.builder import build_model
 from segkit.ops.upsample import CoarseLogits
+from tests.painted import Painted as PaintedModel
 from tests.scenes import FORMATS, write_set
 
 EXCLUSIVE = MaskFormat.multiclass(["background", "cat", "dog"])
@@ -160,10 +161,7 @@ def test_slices_of_a_volume_are_images_of_their_own(tmp_path):
     voxels = np.zeros((6, 5, 3), np.float32)
     voxels[1:3, 2, 1] = 1
     nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "in" / "case.nii.gz")
-    network = build_model(
-        "unet", "tu-test_resnet", format, weights=None, decoder_channels=[16, 8, 8, 8, 8], in_channels=1
-    )
-    predictor = Painted(network, open_codec("nifti", format), device="cpu")
+    predictor = Predictor(PaintedModel(format), open_codec("nifti", format), device="cpu")
     report = predictor.predict_files([tmp_path / "in"], tmp_path / "out", objects=True)
     assert (report.done, report.failed) == (3, [])
     file = json.loads((tmp_path / "out" / "_objects.json").read_text())
