@@ -19,6 +19,7 @@ from segkit.inference.export_graph import PlainAdaptivePool, StoredToPlanes
 from segkit.inference.exported import open_exported
 from segkit.models.builder import ARCHITECTURES, build_model
 from segkit.models.bundle import load_model, save_bundle
+from segkit.models.segmenter import STORED_DTYPES
 from segkit.models.statistics import PixelStatistics
 from segkit.ops.sizes import Spacing
 from tests.scenes import default_codec
@@ -68,9 +69,13 @@ def bundle_of(folder: Path, format: MaskFormat, architecture="unet", encoder="tu
 
 def wake_up(model) -> None:
     """Logits of a new network hardly differ: with these every class, and *none*, is somewhere."""
-    heads = [m for m in model.network.modules() if isinstance(m, nn.Conv2d)]
+    head = [m for m in model.network.modules() if isinstance(m, nn.Conv2d)][-1]
+    with torch.inference_mode():
+        logits = model.eval()(images_of((2, 64, 96), model.in_channels).to(STORED_DTYPES[model.statistics.dtype]))
+    mean, std = logits.mean((0, 2, 3)), logits.std((0, 2, 3))
     with torch.no_grad():
-        heads[-1].weight.mul_(30)
+        head.bias.sub_(mean).mul_(2 / std)
+        head.weight.mul_((2 / std).view(-1, 1, 1, 1))
 
 
 def images_of(shape: tuple[int, int, int], bands: int = 3, dtype=np.uint8) -> Tensor:
