@@ -137,7 +137,12 @@ def test_predict_names_broken_files_does_the_rest_and_exits_1(trained, tmp_path,
     told = json.loads(report.read_text())
     assert told["done"] == 2
     assert {Path(f["file"]).name for f in told["failed"]} == {"broken.png", "empty.jpg"}
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["s0.png", "s1.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "_journal.jsonl",
+        "_quarantine.txt",
+        "s0.png",
+        "s1.png",
+    ]
     errors = capsys.readouterr().err
     assert "broken.png" in errors
     assert "empty.jpg" in errors
@@ -162,7 +167,7 @@ def test_predict_writes_overlays_and_probabilities_beside_the_masks(trained, tmp
 def test_predict_writes_the_objects_of_all_images_in_one_file(trained, tmp_path):
     images = trained / "val" / "images"
     assert segkit("predict", trained / "run", images, "--out", tmp_path, "--objects") == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["_objects.json", "s0.png", "s1.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["_journal.jsonl", "_objects.json", "s0.png", "s1.png"]
     objects = json.loads((tmp_path / "_objects.json").read_text())
     assert [image["file_name"] for image in objects["images"]] == ["s0.png", "s1.png"]
     assert [category["name"] for category in objects["categories"]] == ["sky", "ground", "disc"]

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import time
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,40 +12,21 @@ from torch import Tensor
 
 from segkit.data.intensity import Scale, image_scale
 from segkit.data.sample import Sample
-from segkit.formats.coco_files import file_name_of
 from segkit.formats.codec import Codec
-from segkit.formats.files import write_whole
-from segkit.inference.inputs import Input, find_inputs
+from segkit.inference.batches import Wanted
+from segkit.inference.jobs import JobOptions, PredictReport, run_job
 from segkit.inference.models import SegmentationModel, open_model
-from segkit.inference.objects import Objects, collect_objects
-from segkit.inference.overlay import draw_overlay, write_picture
+from segkit.inference.shards import WHOLE, Shard
 from segkit.inference.tiling import check_tile, image_logits
 from segkit.models.devices import autocast, pick_device
 from segkit.ops.upsample import CoarseLogits
 
-
-@dataclass
-class PredictReport:
-    """What became of a list of inputs.
-
-    Attributes:
-        done: number of masks written.
-        failed: (file, reason) of each input that could not be predicted.
-        seconds: wall-clock time, model loading excluded.
-    """
-
-    done: int = 0
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `segkit predict --json` writes it."""
-        return {
-            "done": self.done,
-            "failed": [{"file": file, "reason": reason} for file, reason in self.failed],
-            "seconds": round(self.seconds, 3),
-            "images_per_second": round(self.done / self.seconds, 3) if self.done and self.seconds > 0 else None,
-        }
+# Batches of files where nobody says otherwise: on a CPU larger ones are no faster.
+_BATCH_SIZE = {"cpu": 4}
+_GPU_BATCH_SIZE = 8
+# Pixels of images that are computed at once, if there are several: those of a batch of large ones would need gigabytes.
+_PIXELS = {"cpu": 2**21}
+_GPU_PIXELS = 2**25
 
 
 class Predictor:
@@ -118,68 +95,61 @@ class Predictor:
         overlay: bool = False,
         probabilities: bool = False,
         objects: bool = False,
+        batch_size: int | None = None,
+        overwrite: str | None = None,
+        resume: bool = False,
+        shard: str | Shard = WHOLE,
         progress: Callable[[int, int], None] | None = None,
     ) -> PredictReport:
-        """Write one mask per image into `out`, under the path relative to the input given.
+        """Write one mask per image into `out`, under the path relative to the input given; see docs/batch-inference.md.
 
-        A file that cannot be read is named in the report, and the rest is done.
+        A file that cannot be read is named in the report, and the rest is done. What is done stands in
+        `out/_journal.jsonl`, so that a job that was killed can go on.
 
         Args:
             inputs: image files, folders or glob patterns.
             overlay: also write `out/_overlay/STEM.png`, the classes in colour over the image.
             probabilities: also write `out/_probabilities/STEM.npz`: `probabilities` (C, H, W) float16 and
                 `classes`, the names of the channels.
-            objects: also write `out/_objects.json`, the connected regions of each class in all images of this call as
+            objects: also write `out/_objects.json`, the connected regions of each class in all images of the job as
                 COCO JSON with scores; see `find_objects`.
+            batch_size: images that are computed together where they have one size; default 4 on a CPU, else 8.
+            overwrite: `always` writes masks anew, `never` keeps those that are there; None is `always`, but refuses
+                to begin anew where `out` holds an unfinished job.
+            resume: go on with the job that `out` holds, or begin it where there is none.
+            shard: `2/8` does the second of eight parts.
             progress: called with (images done, images in all).
+
+        Raises:
+            ValueError: an input that is not there, or `out` holds another job.
+            OSError: masks cannot be written.
+            KeyboardInterrupt, Preempted: SIGINT or SIGTERM came; the batch that was computed is kept.
         """
         if self.codec is None:
             raise ValueError("the model was saved without a codec: give `codec`, which says how to write masks.")
-        out, report, started = Path(out), PredictReport(), time.monotonic()
-        jobs, broken = find_inputs(inputs, self.model.reading.for_new_images(), leave_out=out)
-        report.failed += [(str(path), reason) for path, reason in broken]
-        out.mkdir(parents=True, exist_ok=True)
-        unreadable: set[Path] = set()
-        with collect_objects(out, self.model.format) if objects else nullcontext() as found:
-            for number, job in enumerate(jobs, start=1):
-                if job.image.path not in unreadable:
-                    try:
-                        self._predict_one(job, self.codec, out, overlay, probabilities, found)
-                        report.done += 1
-                    except (ValueError, OSError) as error:
-                        # One entry per file, however many slices of a volume it holds.
-                        unreadable.add(job.image.path)
-                        report.failed.append((str(job.image.path), str(error)))
-                if progress is not None:
-                    progress(number, len(jobs))
-        try:
-            self.codec.finish(out)
-        except ValueError as error:
-            report.failed.append((str(out), str(error)))
-        report.seconds = time.monotonic() - started
-        return report
+        if batch_size is None:
+            batch_size = _BATCH_SIZE.get(self.device.type, _GPU_BATCH_SIZE)
+        options = JobOptions(
+            Wanted(overlay, probabilities, objects, keep=overwrite == "never"),
+            batch_size,
+            overwrite,
+            resume,
+            Shard.parse(shard) if isinstance(shard, str) else shard,
+            {"tile": self.tile, "device": self.device.type},
+        )
+        return run_job(self, self.codec, inputs, Path(out), options, progress)
 
-    def _predict_one(
-        self, job: Input, codec: Codec, out: Path, overlay: bool, probabilities: bool, objects: Objects | None
-    ) -> None:
-        reading = self.model.reading
-        image = reading.read(job.image)
-        logits = self._coarse_logits(image, reading.spacing_mm(job.image))
-        planes = self._planes(logits)
-        codec.write(out, job.stem, planes, like=job.image.path)
-        if overlay:
-            seen = reading.without_neighbours(image)
-            write_picture(out / "_overlay" / f"{job.stem}.png", draw_overlay(seen, planes, self.model.format))
-        if not probabilities and objects is None:
-            return
-        values = self._probabilities(logits).cpu().numpy()
-        if objects is not None:
-            objects.add(file_name_of(job.stem, job.image.path), planes, values)
-        if probabilities:
-            content = io.BytesIO()
-            half = values.astype(np.float16)
-            np.savez_compressed(content, probabilities=half, classes=np.array(self.model.format.names))
-            write_whole(out / "_probabilities" / f"{job.stem}.npz", content.getvalue())
+    def answers(
+        self, images: Sequence[np.ndarray], spacings: Sequence[tuple[float, float] | None], probabilities: bool
+    ) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """(H, W, P) planes, and (C, H, W) probabilities where they are wanted, of images as `model.reading` reads them.
+
+        Those of one size and spacing are computed together.
+        """
+        return [
+            (self._planes(logits), self._probabilities(logits).cpu().numpy() if probabilities else None)
+            for logits in self._batch_logits(images, spacings)
+        ]
 
     def _normalized(self, image: np.ndarray, scale: Scale | None) -> np.ndarray:
         """(H, W, B) as `model.reading` would have read it."""
@@ -197,11 +167,35 @@ class Predictor:
             )
         return (image_scale(image) if scale is None else scale).apply(image)
 
-    @torch.inference_mode()
     def _coarse_logits(self, image: np.ndarray, spacing_mm: Sequence[float] | None) -> CoarseLogits:
-        stored = torch.from_numpy(np.array(image.transpose(2, 0, 1)))[None].to(self.device)
-        with autocast(self.device):
-            return image_logits(self.model, stored, self.tile, spacing_mm)
+        return self._batch_logits([image], [spacing_mm])[0]
+
+    @torch.inference_mode()
+    def _batch_logits(
+        self, images: Sequence[np.ndarray], spacings: Sequence[Sequence[float] | None]
+    ) -> list[CoarseLogits]:
+        found: dict[int, CoarseLogits] = {}
+        for numbers in self._same(images, spacings):
+            stored = np.stack([images[number].transpose(2, 0, 1) for number in numbers])
+            with autocast(self.device):
+                logits = image_logits(
+                    self.model, torch.from_numpy(stored).to(self.device), self.tile, spacings[numbers[0]]
+                )
+            values = logits.values.split(1)
+            found |= {number: replace(logits, values=one) for number, one in zip(numbers, values, strict=True)}
+        return [found[number] for number in range(len(images))]
+
+    def _same(
+        self, images: Sequence[np.ndarray], spacings: Sequence[Sequence[float] | None]
+    ) -> Iterator[Sequence[int]]:
+        """Numbers of images to compute at once: those that are alike, as many as have few pixels together."""
+        alike: dict[tuple, list[int]] = {}
+        for number, (image, spacing_mm) in enumerate(zip(images, spacings, strict=True)):
+            key = (image.shape, image.dtype, None if spacing_mm is None else tuple(spacing_mm))
+            alike.setdefault(key, []).append(number)
+        for ((height, width, _), *_), numbers in alike.items():
+            most = max(1, _PIXELS.get(self.device.type, _GPU_PIXELS) // (height * width))
+            yield from (numbers[start : start + most] for start in range(0, len(numbers), most))
 
     def _probabilities(self, logits: CoarseLogits) -> Tensor:
         return self.model.format.probabilities(logits.full())[0]
