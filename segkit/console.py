@@ -40,7 +40,7 @@ def progress(title: str, unit: str | None = None) -> Iterator[Callable[[int, int
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    rate, spoken = Rate(), _Spoken(title, unit or "")
+    rate, spoken = Rate(), Spoken(title, unit or "")
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=None)
 
@@ -69,7 +69,7 @@ class Rate:
             self.per_s = (done - self._begun[0]) / max(1e-9, self.clock() - self._begun[1])
 
 
-class _Spoken:
+class Spoken:
     """Lines for a log: the first after some seconds, then fewer and fewer, at least one in ten minutes."""
 
     _FIRST_S, _LAST_S = 10.0, 600.0

@@ -91,9 +91,9 @@ def test_an_error_comes_after_the_batches_before_it_and_ends_the_threads(step):
 
     before = threading.active_count()
     found = []
+    running = run_pipeline([[0, 1], [2, 3], [4, 5], [6]], *map(failing, ("read", "answer", "write")))
     with pytest.raises(OSError, match=step):
-        for results in run_pipeline([[0, 1], [2, 3], [4, 5], [6]], *map(failing, ("read", "answer", "write"))):
-            found.append(results)
+        found.extend(running)
     # What is answered before an error of reading may still be on its way to the disk.
     assert found == [[0, 1], [2, 3]][: len(found)]
     assert step != "write" or len(found) == 2
