@@ -10,10 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from segkit._version import __version__
+from segkit.commands.exporting import export, verify
 from segkit.commands.looking import demo, env, init, inspect
 from segkit.commands.prediction import predict
 from segkit.commands.scoring import evaluate
+from segkit.commands.serving import serve
 from segkit.commands.training import crossvalidate, train
+from segkit.commands.tuning import tune
 from segkit.console import complain
 from segkit.processes import OthersEnded, is_main_process
 
@@ -38,7 +41,11 @@ _COMMANDS = (
         "Example: segkit crossvalidate nuclei.yaml --folds 5 --group '^(patient[0-9]+)' --out runs/nuclei",
     ),
     (evaluate, "Example: segkit evaluate runs/camvid --config configs/camvid_multiclass_fpn.yaml --split test"),
+    (tune, "Example: segkit tune runs/nuclei --config dsb2018_binary_unet --split val"),
     (predict, "Example: segkit predict runs/camvid photos/ 'more/*.jpg' --out predictions --overlay"),
+    (export, "Example: segkit export runs/camvid --format onnx --out camvid.onnx"),
+    (verify, "Example: segkit verify camvid.onnx --against runs/camvid"),
+    (serve, "Example: segkit serve runs/camvid --port 8000"),
     (inspect, "Example: segkit inspect data/camvid --classes 0=sky,1=road,2=ignore --write camvid.yaml"),
     (init, "Example: segkit init camvid_multiclass_fpn --out camvid.yaml"),
     (demo, "Example: segkit demo --out runs/demo"),

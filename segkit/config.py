@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -19,6 +20,7 @@ from pydantic import (
 )
 
 from segkit.formats.files import write_whole
+from segkit.formats.nifti_slices import parse_axes
 from segkit.suggest import closest
 from segkit.training.settings import Settings, TrainSettings
 from segkit.yaml_text import CoreDumper, parse_yaml
@@ -102,6 +104,11 @@ def _focus_of(value: Any) -> Any:
     return {"share": value} if isinstance(value, (int, float)) else value
 
 
+def _axes_of(value: str) -> str:
+    parse_axes(value)
+    return value
+
+
 class DataConfig(Section):
     """Which images, and how they are read."""
 
@@ -116,7 +123,7 @@ class DataConfig(Section):
     resize: Side | SizeHW | None = None  # working size of the model: longer side, or [height, width]
     spacing_mm: Millimetres | SpacingMm | None = None  # working size by distance: of pixels, or [row, column]
     normalize: Literal["dataset", "image", "volume"] = "dataset"  # over what mean and deviation are taken
-    axis: Literal["x", "y", "z"] = "z"  # volumes are cut across it
+    axis: Annotated[str, AfterValidator(_axes_of)] = "z"  # volumes are cut across it, or across several: zyx
     neighbours: int = Field(0, ge=0)  # so many slices on either side are further bands of a slice
     leaks: Literal["refuse", "warn"] = "refuse"  # training images that are in val or test too, pixel for pixel
     quarantine: str | None = None  # file with stems to leave out, below `root` or the current folder
@@ -184,6 +191,7 @@ class Experiment(Section):
     model: ModelConfig = ModelConfig()
     loss: str | dict[str, Any] = {"cross_entropy": 1, "dice": 1}
     train: TrainSettings = TrainSettings()
+    postprocess: list[str | dict[str, Any]] = []  # steps for predicted masks, see `segkit.models.steps`
 
     @model_validator(mode="after")
     def _ranges_are_of_stored_values(self) -> Experiment:

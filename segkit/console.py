@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -13,18 +13,25 @@ from typing import Any
 from segkit.processes import is_main_process, process_number
 
 
-def show_scores(scores: Any, json: Path | None = None, split: str | None = None) -> None:
-    """A table of scores on stdout, and as JSON where that is wanted."""
+def show_scores(
+    scores: Any, json: Path | None = None, split: str | None = None, like: Iterable[str] | None = None
+) -> None:
+    """A table of scores on stdout, what the toolkits in `like` would print, and JSON where that is wanted."""
     from rich.console import Console
 
     from segkit.experiment import write_json
+    from segkit.metrics.peers import score_like
     from segkit.metrics.report import score_table
 
     if not is_main_process():
         return
+    theirs = {peer: score_like(peer, scores.counts) for peer in like or ()}
     Console().print(score_table(scores))
+    for peer, score in theirs.items():
+        print(f"like {peer}: {'no value' if score.value is None else f'{score.value:.6f}'}  {score.name}")
     if json is not None:
-        write_json(json, {**scores.to_dict(), "split": split})
+        said = {"like": {peer: score.to_dict() for peer, score in theirs.items()}} if theirs else {}
+        write_json(json, {**scores.to_dict(), "split": split, **said})
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from segkit.cli import main
 from segkit.config import read_config
 from segkit.formats.codec import Codec
 from segkit.formats.codecs import open_codec
+from segkit.metrics.peers import PEERS
 from segkit.parts import open_part
 from tests.scenes import FORMATS, write_set
 
@@ -191,6 +193,39 @@ def test_predict_writes_overlays_and_probabilities_beside_the_masks(trained, tmp
     assert stored["classes"].tolist() == ["sky", "ground", "disc"]
 
 
+def test_views_and_several_models_are_averaged_in_files_and_scores(trained, tmp_path, capsys):
+    run, images = trained / "run", trained / "val" / "images"
+    averaged = ("--tta", "flips", "--ensemble", run / "model", "--device", "cpu")
+    assert segkit("predict", run, images, "--out", tmp_path / "out", "--probabilities", *averaged) == 0
+    assert segkit("predict", run, images, "--out", tmp_path / "alone", "--probabilities", "--device", "cpu") == 0
+    stored = [np.load(tmp_path / out / "_probabilities" / "s0.npz")["probabilities"] for out in ("out", "alone")]
+    assert np.abs(stored[0].astype(np.float32) - stored[1].astype(np.float32)).max() > 0.01
+    assert segkit("evaluate", run, "--json", tmp_path / "a.json", *averaged) == 0
+    masks = ("--predictions", tmp_path / "out", "--masks", trained / "val" / "masks", "--config", run / "config.yaml")
+    assert segkit("evaluate", *masks, "--json", tmp_path / "b.json") == 0
+    assert (
+        json.loads((tmp_path / "a.json").read_text())["pooled"]
+        == json.loads((tmp_path / "b.json").read_text())["pooled"]
+    )
+    assert segkit("evaluate", *masks, "--tta", "flips") == 2
+    assert segkit("predict", run, images, "--out", tmp_path / "no", "--tta", "mirror") == 2
+    assert "unknown view 'mirror'" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_post_processing_of_a_config_is_scored_stored_and_predicted(tmp_path):
+    config, run = write_config(tmp_path, "exclusive"), tmp_path / "run"
+    step = {"name": "minimum_size", "classes": ["sky", "ground", "disc"], "pixels": 30}
+    assert segkit("train", config, f"postprocess=[{json.dumps(step)}]", "--out", run) == 0
+    assert json.loads((run / "model" / "segkit.json").read_text())["postprocess"] == [step]
+    out = tmp_path / "out"
+    assert segkit("predict", run, tmp_path / "val" / "images", "--out", out, "--device", "cpu") == 0
+    arguments = ("--predictions", out, "--masks", tmp_path / "val" / "masks", "--config", config)
+    assert segkit("evaluate", *arguments, "--json", tmp_path / "a.json") == 0
+    scores = [json.loads(path.read_text())["pooled"] for path in (run / "scores.json", tmp_path / "a.json")]
+    assert scores[0] == scores[1]
+
+
 def test_predict_writes_the_objects_of_all_images_in_one_file(trained, tmp_path):
     images = trained / "val" / "images"
     assert segkit("predict", trained / "run", images, "--out", tmp_path, "--objects") == 0
@@ -219,6 +254,29 @@ def test_evaluate_takes_folders_in_place_of_a_config(trained, tmp_path):
     assert segkit("evaluate", trained / "run" / "model", *arguments) == 0
     stored = json.loads((trained / "run" / "scores.json").read_text())
     assert json.loads((tmp_path / "s.json").read_text())["pooled"] == stored["pooled"]
+
+
+def test_evaluate_says_what_other_toolkits_would_print(tmp_path, capsys):
+    """Truth: half sky, half ground, no disc. One quarter of the sky was taken for disc."""
+    for folder, quarter in (("masks", 0), ("predictions", 2)):
+        planes = np.ones((8, 8), np.uint8)
+        planes[:4] = 0
+        planes[:2, :4] = quarter
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "a.png"), planes)
+    (tmp_path / "masks.yaml").write_text(f"masks: {MASKS['exclusive']}\n")
+    arguments = ("evaluate", "--predictions", tmp_path / "predictions", "--masks", tmp_path / "masks")
+    arguments = (*arguments, "--config", tmp_path / "masks.yaml", "--json", tmp_path / "scores.json")
+    assert segkit(*arguments, "--like", "mmseg", "--like", "ultralytics") == 0
+    assert "like ultralytics: 0.875000" in capsys.readouterr().out
+    like = json.loads((tmp_path / "scores.json").read_text())["like"]
+    assert like["mmseg"] == {"name": PEERS["mmseg"][0], "value": pytest.approx((0.75 + 1 + 0) / 3)}
+    assert like["ultralytics"]["value"] == pytest.approx((0.75 + 1) / 2)
+
+    assert segkit(*arguments, "--like", "nnU-Net") == 2
+    assert "Did you mean `nnunet`?" in capsys.readouterr().err
+    assert segkit("evaluate", "--help") == 0
+    assert set(PEERS) <= set(re.findall(r"\w+", capsys.readouterr().out))
 
 
 def test_predictions_need_nothing_but_the_masks_section(trained, tmp_path):

@@ -301,6 +301,8 @@ def test_crops_on_rare_classes_mixing_and_heads_from_a_config(tmp_path, home, ki
         ("train.mix={copy_paste: 0.5}", "mix: copy_paste: no class of"),
         ("train.mix={cutmx: 0.5}", "unknown key `train.mix.cutmx`"),
         ("train.deep_supervision=-1", "expected greater than 0"),
+        ("postprocess=[fill_hole]", "unknown step 'fill_hole'. Did you mean `fill_holes`"),
+        ("postprocess=[{name: within, inner: disc, outer: sky}]", "exclude each other"),
     ],
 )
 def test_a_recipe_that_cannot_be_is_told_before_anything_is_written(tmp_path, capsys, override, message):

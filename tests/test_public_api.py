@@ -18,6 +18,7 @@ FLOORS = (
     {"formats", "ops"},
     {"data", "models", "losses", "metrics"},
     {"inference", "training", "inspection"},
+    {"serving"},
     {"config", "shipped"},
     {"parts"},
     {"experiment"},

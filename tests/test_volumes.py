@@ -89,3 +89,41 @@ def test_pictures_are_refused_where_the_model_takes_neighbours(study, tmp_path, 
     arguments = ("predict", tmp_path / "run", tmp_path / "pictures" / "images", "--out", tmp_path / "out")
     assert segkit(*arguments, "--device", "cpu") == 1
     assert "has no neighbours, of which the model takes 1" in capsys.readouterr().err
+
+
+def test_a_model_of_three_axes_is_scored_as_it_predicts(study, tmp_path, capsys):
+    run, out, config = tmp_path / "run", tmp_path / "out", tmp_path / "three.yaml"
+    config.write_text(study.read_text().replace("crop: 32", "crop: 32, axis: zyx"))
+    assert segkit("train", config, "--out", run, "train.batch_size=16") == 0
+    assert load_model(run).reading.axis == "zyx"
+    assert segkit("predict", run, tmp_path / "images", "--out", out, "--device", "cpu") == 0
+    of_files, of_model, of_one = tmp_path / "a.json", tmp_path / "b.json", tmp_path / "c.json"
+    whole = ("--masks", tmp_path / "masks")
+    assert segkit("evaluate", "--predictions", out, *whole, "--config", config, "--json", of_files) == 0
+    model = ("evaluate", run, "--images", tmp_path / "images", *whole, "--device", "cpu")
+    assert segkit(*model, "--json", of_model) == 0
+    assert segkit(*model, "--axes", "z", "--json", of_one) == 0
+    files, average, one = (json.loads(path.read_text()) for path in (of_files, of_model, of_one))
+    assert files["pooled"] == average["pooled"] != one["pooled"]
+    assert files["images"] == average["images"] == one["images"] == 3 * SLICES
+    # The scores that training ends with are those of the same averages.
+    assert json.loads((run / "scores.json").read_text())["images"] == SLICES
+    capsys.readouterr()
+    assert segkit("predict", run, tmp_path / "images", "--out", out, "--axes", "xy") == 2
+    assert "answers are slices across z" in capsys.readouterr().err
+    assert segkit("train", config, "--out", tmp_path / "other", "data.axis=zz") == 2
+    said = capsys.readouterr().err
+    assert "data.axis" in said
+    assert "as in `zyx`" in said
+
+
+def test_masks_out_of_fold_are_averages_where_the_scores_are(study, tmp_path):
+    config, run = tmp_path / "two.yaml", tmp_path / "run"
+    config.write_text(study.read_text().replace("crop: 32", "crop: 32, axis: zy"))
+    given = ("data.val=null", "train.batch_size=16", "--folds", 2, "--out", run, "--predictions")
+    assert segkit("crossvalidate", config, *given) == 0
+    masks, found = ("--predictions", run / "predictions", "--masks", tmp_path / "masks"), tmp_path / "a.json"
+    assert segkit("evaluate", *masks, "--config", config, "--json", found) == 0
+    of_masks, of_models = json.loads(found.read_text()), json.loads((run / "scores.json").read_text())
+    assert of_masks["pooled"] == of_models["pooled"]
+    assert of_masks["images"] == of_models["images"] == 3 * SLICES

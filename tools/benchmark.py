@@ -23,6 +23,7 @@ from benchmarks.predicting import predicting
 from benchmarks.report import Report, make_report, plot, show, to_markdown, write_into
 from benchmarks.rows import Row
 from benchmarks.steps import step
+from benchmarks.surface import surface
 from benchmarks.timing import Settings
 
 Measure = Callable[[Settings], list[Row]]
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Measure] = {
     "counts": counts,
     "decode-counts": decode_counts,
     "overlapping-counts": overlapping_counts,
+    "surface": surface,
     "loader": loader,
     "overlap-geometry": overlap_geometry,
     "step": step,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from segkit.commands.options import DeviceOption, JsonOption, TileOption
+from segkit.commands.options import AxesOption, DeviceOption, EnsembleOption, JsonOption, TileOption, TtaOption
 from segkit.console import complain, progress
 
 
@@ -24,6 +24,8 @@ def predict(
     overlay: Annotated[bool, typer.Option("--overlay", help="Also draw the classes over the images.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="Also write them as NPZ.")] = False,
     objects: Annotated[bool, typer.Option("--objects", help="Also write connected regions as COCO JSON.")] = False,
+    axes: AxesOption = None,
+    codec: Annotated[str | None, typer.Option(help="How masks are written, if not as those of training.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the job in OUT; begin it if there is none.")
     ] = False,
@@ -31,16 +33,19 @@ def predict(
         str | None,
         typer.Option(metavar="always|never", help="Masks that are there: write anew, or keep. Default: write anew."),
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images computed together; default 4 on a CPU, or 8.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images of a batch; default 4 on a CPU, else 8.")] = None,
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Do part I of N; by default what torchrun or srun says.")
     ] = None,
     device: DeviceOption = "auto",
     tile: TileOption = None,
+    tta: TtaOption = None,
+    ensemble: EnsembleOption = None,
     json: JsonOption = None,
 ) -> None:
     """Predict masks for images, in the codec of the training masks."""
     from segkit.experiment import write_json
+    from segkit.formats.codecs import open_codec
     from segkit.inference.inputs import read_input_list
     from segkit.inference.predictor import Predictor
     from segkit.inference.shards import Shard, launched_shard, own_device
@@ -54,11 +59,14 @@ def predict(
         raise ValueError(f"torchrun has given this process part {part} already: leave --shard out.")
     part = part if shard is None else Shard.parse(shard)
     with preemptible():
-        predictor = Predictor(model, device=own_device(device), tile=tile)
+        predictor = Predictor([model, *(ensemble or [])], device=own_device(device), tile=tile, tta=tta)
+        if codec is not None:
+            predictor.codec = open_codec(codec, predictor.model.format)
         with progress("predicting", "images") as update:
             report = predictor.predict_files(
                 [*(inputs or []), *(read_input_list(listed) if listed is not None else [])],
                 out,
+                axes=axes,
                 overlay=overlay,
                 probabilities=probabilities,
                 objects=objects,

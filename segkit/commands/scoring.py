@@ -7,8 +7,15 @@ from typing import Annotated
 
 import typer
 
-from segkit.commands.options import DeviceOption, JsonOption, TileOption
+from segkit.commands.options import AxesOption, DeviceOption, EnsembleOption, JsonOption, TileOption, TtaOption
 from segkit.console import progress, show_scores
+
+# Spelled out, so that `segkit --help` imports no torch; a test holds it against `segkit.metrics.peers`.
+_LIKE_HELP = (
+    "Also the number that this toolkit would print; may be repeated: mmseg, smp, monai, nnunet, torchmetrics, "
+    "paddleseg or ultralytics."
+)
+LikeOption = Annotated[list[str] | None, typer.Option("--like", metavar="TOOLKIT", help=_LIKE_HELP)]
 
 
 def evaluate(
@@ -21,35 +28,44 @@ def evaluate(
     overrides: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE")] = None,
     device: DeviceOption = "auto",
     tile: TileOption = None,
+    axes: AxesOption = None,
+    tta: TtaOption = None,
+    ensemble: EnsembleOption = None,
+    like: LikeOption = None,
     json: JsonOption = None,
 ) -> None:
     """Score a model, or a folder of predicted masks, against true masks."""
     from segkit.config import read_config
     from segkit.experiment import open_evaluation
+    from segkit.inference.averaging import open_models
     from segkit.inference.evaluate import evaluate as score
     from segkit.inference.evaluate import evaluate_predictions, evaluate_predictions_of
+    from segkit.metrics.peers import check_peers
     from segkit.parts import open_masks, open_part, scored_part
     from segkit.shipped import find_config
 
+    check_peers(like or [])
     if predictions is not None:
-        if model is not None or images is not None or config is None:
+        if model is not None or images is not None or config is None or tta is not None or ensemble:
             raise ValueError(
                 "--predictions DIR goes with --config CONFIG and, in place of the config's data, --masks DIR; "
-                "without a MODEL."
+                "without a MODEL, --tta or --ensemble."
             )
         experiment = read_config(find_config(config), overrides or [])
+        main = experiment.data.axis[0]
         with progress("scoring masks") as update:
             if masks is not None:
-                scores = evaluate_predictions(predictions, masks, open_masks(experiment), progress=update)
+                scores = evaluate_predictions(predictions, masks, open_masks(experiment, main), progress=update)
             else:
                 split = scored_part(experiment, split)
-                data = open_part(experiment, split, open_masks(experiment))
+                data = open_part(experiment, split, open_masks(experiment)).across(main)
                 scores = evaluate_predictions_of(predictions, data, progress=update)
-        show_scores(scores, json, split)
+        show_scores(scores, json, split, like)
         return
     if model is None:
         raise ValueError("name a MODEL (run folder or bundle), or give --predictions DIR.")
     network, data, part = open_evaluation(model, config and find_config(config), overrides or [], split, images, masks)
+    averaged, _ = open_models([network, *(ensemble or [])], tta)
     with progress("scoring") as update:
-        scores = score(network, data, device=device, tile=tile, progress=update)
-    show_scores(scores, json, part)
+        scores = score(averaged, data, device=device, tile=tile, axes=axes, progress=update)
+    show_scores(scores, json, part, like)

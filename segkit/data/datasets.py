@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import Dataset
 
 from segkit.data.cache import DecodedCopy, NoRoom, Source, decoded_copy
-from segkit.data.images import resize_planes
+from segkit.data.images import ImageRef, resize_planes
 from segkit.data.origin import Origin, find_origin
 from segkit.data.pairing import find_pairs
 from segkit.data.patterns import STEM, Pattern
@@ -166,6 +166,24 @@ class MaskDataset(Dataset):
         other._refs = [self._refs[known[s]] for s in other.stems]
         other._mask_names = [self._mask_names[known[s]] for s in other.stems]
         return other
+
+    def across(self, axis: str) -> MaskDataset:
+        """Without the slices of volumes across other axes.
+
+        Raises:
+            ValueError: nothing is left.
+        """
+        kept = [stem for stem, ref in zip(self.stems, self._refs, strict=True) if ref.axis in (None, axis)]
+        if not kept:
+            raise ValueError(
+                f"{self.images}: no slices across {axis}, only across {', '.join(self.reading.axis)}. Open the data "
+                "with `reading=model.reading`."
+            )
+        return self if len(kept) == len(self) else self.subset(kept)
+
+    def image_ref(self, index: int) -> ImageRef:
+        """Where image `index` lies."""
+        return self._refs[index]
 
     def cached(
         self,

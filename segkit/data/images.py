@@ -13,7 +13,7 @@ from segkit.data.patterns import Pattern
 from segkit.formats.dicom_files import DICOM_SUFFIXES, is_dicom, without_dicom_suffix
 from segkit.formats.files import walk
 from segkit.formats.image_files import PICTURE_SUFFIXES, read_image_file
-from segkit.formats.nifti_slices import axis_number, slice_spacing_mm, slice_stem, volume_slice
+from segkit.formats.nifti_slices import axis_number, parse_axes, slice_spacing_mm, slice_stem, volume_slice
 from segkit.formats.volumes import (
     is_volume,
     join_series,
@@ -62,7 +62,8 @@ class ImageRef:
 def find_images(root: str | Path, axis: str = "z") -> dict[str, ImageRef]:
     """All images below `root`, by stem, sorted.
 
-    A stem is the path below `root` without its suffix. A volume gives one image per slice across `axis`: a NIfTI file,
+    A stem is the path below `root` without its suffix. A volume gives one image per slice across `axis`, or
+    across each of several (`zyx`): a NIfTI file,
     a folder with the slices of a DICOM series, named after the folder, or a multi-frame DICOM file. Hidden files and
     what `segkit predict` puts beside masks are passed over.
 
@@ -72,7 +73,7 @@ def find_images(root: str | Path, axis: str = "z") -> dict[str, ImageRef]:
     root = Path(root)
     if not root.is_dir():
         raise ValueError(f"{root}: no such folder. {_nearest_folder(root)}".rstrip())
-    axis_number(axis)
+    parse_axes(axis)
     found: dict[str, ImageRef] = {}
     for path in join_series(path for _, path in sorted(walk(root))):
         for stem, ref in image_refs(root, path, axis):
@@ -121,8 +122,9 @@ def image_refs(root: Path, path: Path, axis: str = "z", any_suffix: bool = False
     folder = "" if folder == "." else f"{folder}/"
     case = volume_name(path)
     if case is not None:
-        for index in range(volume_shape(path)[axis_number(axis)]):
-            yield slice_stem(folder + case, axis, index), ImageRef(path, axis, index)
+        for across in axis:
+            for index in range(volume_shape(path)[axis_number(across)]):
+                yield slice_stem(folder + case, across, index), ImageRef(path, across, index)
     elif is_dicom(path):
         yield folder + without_dicom_suffix(path.name), ImageRef(path)
     elif any_suffix or path.suffix.lower() in IMAGE_SUFFIXES:

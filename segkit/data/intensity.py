@@ -6,7 +6,7 @@ Everything here looks at whole images, before crops and tiles are cut from them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -52,13 +52,28 @@ class Scale:
 def image_scale(image: np.ndarray) -> Scale:
     """Of an (H, W, B) image."""
     rows = max(1, _AT_ONCE // max(1, image[0].size))
-    return _scale([image[start : start + rows] for start in range(0, len(image), rows)])
+    return parts_scale(lambda: [image[start : start + rows] for start in range(0, len(image), rows)])
 
 
 def volume_scale(array: np.ndarray) -> Scale:
     """Of a volume (x, y, z), which is one band, or (x, y, z, bands)."""
     voxels = array[..., None] if array.ndim == 3 else array
-    return _scale([voxels[:, :, index] for index in range(voxels.shape[2])])
+    return parts_scale(lambda: [voxels[:, :, index] for index in range(voxels.shape[2])])
+
+
+def parts_scale(parts: Callable[[], Iterable[np.ndarray]]) -> Scale:
+    """Of an image or volume that comes in parts (..., B), which are asked for twice.
+
+    In two passes, for a sum of squares loses small deviations beside large means.
+    """
+    count, total, squares = 0, np.zeros(1), np.zeros(1)
+    for part in parts():
+        total = total + [part[..., band].sum(dtype=np.float64) for band in range(part.shape[-1])]
+        count += part[..., 0].size
+    mean = total / count
+    for part in parts():
+        squares = squares + [np.square(part[..., band] - mean[band]).sum() for band in range(part.shape[-1])]
+    return Scale(tuple(mean.tolist()), tuple(usable_std(np.sqrt(squares / count), mean).tolist()))
 
 
 def files_scale(paths: Sequence[Path]) -> Scale:
@@ -100,14 +115,3 @@ def _file_scale(path: Path, stamp: Stamp) -> Scale:
             "Replace them by a number, or leave the volume out with `quarantine`."
         )
     return scale
-
-
-def _scale(parts: Sequence[np.ndarray]) -> Scale:
-    """Over all values of arrays (..., B). In two passes: a sum of squares loses small deviations beside large means."""
-    mean, std = [], []
-    for band in range(parts[0].shape[-1]):
-        values = [part[..., band] for part in parts]
-        count = sum(part.size for part in values)
-        mean.append(sum(part.sum(dtype=np.float64) for part in values) / count)
-        std.append(np.sqrt(sum(np.square(part - mean[-1]).sum() for part in values) / count))
-    return Scale(tuple(map(float, mean)), tuple(usable_std(np.array(std), np.array(mean)).tolist()))

@@ -12,7 +12,7 @@ import numpy as np
 from segkit.data.images import ImageRef, find_images, image_spacing_mm, join_bands, read_image
 from segkit.data.intensity import Scale, files_scale, image_scale
 from segkit.data.patterns import STEM, Pattern
-from segkit.formats.nifti_slices import axis_number
+from segkit.formats.nifti_slices import axis_number, parse_axes
 from segkit.formats.volumes import volume_shape
 
 NORMALIZE = ("dataset", "image", "volume")
@@ -24,7 +24,7 @@ class ImageReading:
 
     Attributes:
         gray: 8-bit images give one band, not three.
-        axis: x, y or z: volumes are cut across it.
+        axis: x, y or z: volumes are cut across it, or across each of several, such as `zyx`.
         pattern: how the files of images are named after their samples, see `Pattern`.
         bands: where the bands of an image lie in a file each: what stands for `{band}` in `pattern`.
         neighbours: so many slices on either side of a slice are further bands of it ("2.5-D").
@@ -41,7 +41,7 @@ class ImageReading:
     normalize: str = "dataset"
 
     def __post_init__(self) -> None:
-        axis_number(self.axis)
+        parse_axes(self.axis)
         object.__setattr__(self, "bands", tuple(self.bands))  # a list where it comes from JSON
         _ = self.files
         if self.neighbours < 0:
@@ -55,6 +55,11 @@ class ImageReading:
     def files(self) -> Pattern:
         """`pattern`, with its bands."""
         return Pattern(self.pattern, self.bands)
+
+    @property
+    def main_axis(self) -> str:
+        """The first axis: answers for volumes are slices across it."""
+        return self.axis[0]
 
     def named(self, pattern: str | None, bands: Sequence[str] | None) -> ImageReading:
         """The same reading of files that are named by `pattern`, with these `bands`; None stays as it is."""

@@ -7,6 +7,8 @@ above it, planes hold class indices or 0/1, and the largest value of the dtype w
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,6 +26,11 @@ RESERVED_NAMES = (
     "_journal",
 )
 
+# Columns of the pieces of a mask start and end at multiples of it, or at the right end.
+PIECE_STEP = 512
+# What `Codec.writing` gives: takes rows, columns and their (h, w, P) planes.
+PutPlanes = Callable[[slice, slice, np.ndarray], None]
+
 
 class Codec(ABC):
     """How files hold the planes of one `MaskFormat`.
@@ -35,6 +42,8 @@ class Codec(ABC):
     name: ClassVar[str]
     # Whether files mark each class for itself, by its name, rather than give each pixel a number or a colour.
     marks_classes: ClassVar[bool] = False
+    # Whether `writing` takes masks in pieces.
+    writes_pieces: ClassVar[bool] = False
 
     def __init__(self, format: MaskFormat) -> None:
         self.format = format
@@ -76,6 +85,35 @@ class Codec(ABC):
         Args:
             like: the input the planes belong to, for formats that copy its header (affine of a volume).
         """
+
+    def write_volume(
+        self, root: str | Path, stems: Sequence[str], planes: np.ndarray, like: str | Path | None = None
+    ) -> None:
+        """Write (D, H, W, P) planes, all slices of one volume: one file where files are volumes, else one for each.
+
+        Args:
+            stems: D names of slices, in their order.
+            like: the volume that they are slices of.
+        """
+        for stem, plane in zip(stems, planes, strict=True):
+            self.write(root, stem, plane, like)
+
+    def writing(
+        self, root: str | Path, stem: str, size_hw: tuple[int, int], like: str | Path | None = None
+    ) -> AbstractContextManager[PutPlanes]:
+        """`write` for a mask that is never in memory: a context manager that gives a function to call with its pieces.
+
+        Columns of pieces start and end at multiples of `PIECE_STEP`, or at the right end; for given columns, rows come
+        from top to bottom without gaps. The file appears at the end.
+
+        Raises:
+            ValueError: the codec takes whole masks only.
+        """
+        raise ValueError(
+            f"{stem}: a mask of {size_hw[0]}x{size_hw[1]} is too large to be in memory, and the codec {self.name!r} "
+            "writes whole masks only. Take the codec `tiff`: `segkit predict --codec tiff`, or "
+            "`Predictor(model, open_codec('tiff', format))`."
+        )
 
     def finish(self, root: str | Path) -> None:  # noqa: B027 - most codecs have nothing to join
         """Join what many writers wrote, where a codec needs it. Atomic; may be repeated."""

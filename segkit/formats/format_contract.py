@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,20 @@ from segkit.formats.activation import prior_logits
 from segkit.formats.classes import MaskClass, parse_classes
 from segkit.ops.loss_tiles import Choices
 from segkit.ops.upsample import CoarseLogits
+
+
+class ThresholdGroup(NamedTuple):
+    """Classes that one threshold is for.
+
+    Attributes:
+        classes: their numbers.
+        threshold: a class holds where its probability is higher; None where any will do.
+        optional: whether it may be None; a pixel below it is then *none*, `ignore_index` in a prediction.
+    """
+
+    classes: tuple[int, ...]
+    threshold: float | None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,6 +104,20 @@ class FormatContract(ABC):
         mine, theirs = ((f.names, f.num_planes, f.dtype) for f in (self, other))
         return mine == theirs
 
+    # Thresholds ----------------------------------------------------------------------------------------
+    @property
+    @abstractmethod
+    def threshold_groups(self) -> tuple[ThresholdGroup, ...]:
+        """Which classes each threshold is for; empty where the best class always wins, as by softmax."""
+
+    @abstractmethod
+    def with_thresholds(self, thresholds: Sequence[float | None]) -> Any:
+        """The same format with other thresholds, one for each of `threshold_groups`."""
+
+    @abstractmethod
+    def claims(self, logits: Tensor) -> Tensor:
+        """(N, C, H, W) logits of the classes that `decode` gives if they are above their threshold; -inf elsewhere."""
+
     # Verbs on tensors ----------------------------------------------------------------------------------
 
     @property
@@ -125,6 +153,10 @@ class FormatContract(ABC):
         """(N, C, H, W) logits to (N, P, H, W) planes of `torch_dtype`; coarse logits are never upsampled whole."""
 
     @abstractmethod
+    def decode_plainly(self, logits: Tensor) -> Tensor:
+        """`decode` of (N, C, H, W) logits as a few operations on whole tensors, for graphs that leave Python."""
+
+    @abstractmethod
     def count(self, pred: Tensor, target: Tensor) -> Tensor:
         """(N, C, 4) int64 [tp, fp, fn, tn] over valid choices, from (N, P, H, W) planes; see `segkit.ops.counts`."""
 
@@ -153,4 +185,28 @@ class FormatContract(ABC):
 
         Returns:
             (N, T, H, W) float32.
+        """
+
+    # Verbs on planes in memory, (..., P) of images or volumes ------------------------------------------
+    @abstractmethod
+    def holds(self, planes: np.ndarray, number: int) -> np.ndarray:
+        """(...) bool: where class `number` holds."""
+
+    @abstractmethod
+    def vacant(self, planes: np.ndarray, number: int) -> np.ndarray:
+        """(...) bool: where class `number` does not hold and could, without taking the place of another.
+
+        Where classes exclude each other that is background; in a format without background, every other class.
+        """
+
+    @abstractmethod
+    def put(self, planes: np.ndarray, number: int, where: np.ndarray) -> None:
+        """Let class `number` hold `where`, (...) bool, in place; ignored stays ignored."""
+
+    @abstractmethod
+    def remove(self, planes: np.ndarray, number: int, where: np.ndarray) -> None:
+        """Let class `number` no longer hold `where`, (...) bool, in place.
+
+        Where classes exclude each other, background takes its place; in a format without background, that of the
+        nearest pixel of another class.
         """

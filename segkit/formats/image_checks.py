@@ -52,6 +52,12 @@ def is_tiff(data: bytes) -> bool:
     return data[:4] in _TIFF
 
 
+def is_picture(data: bytes) -> bool:
+    """Whether `data` starts like a file of a kind that is read here, TIFF included; damaged or not."""
+    starts = (PNG_SIGNATURE, b"\xff\xd8\xff", b"BM", *GIF, *JPEG_2000, *_TIFF)
+    return data.startswith(starts) or is_pnm(data) or (data[:4] == b"RIFF" and data[8:12] == b"WEBP")
+
+
 def check_encoded(data: bytes) -> Header:
     """Header of an encoded image whose bytes are all there.
 

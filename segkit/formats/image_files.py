@@ -48,17 +48,12 @@ def read_image_file(path: str | Path, gray: bool | None = False) -> np.ndarray:
     Raises:
         ValueError: names the file: missing, empty, cut short, damaged, too large, or no image.
     """
-    path, limit = Path(path), max_pixels()
+    path = Path(path)
     data = read_whole(path)
     if not data:
         raise ValueError(f"{path}: the file is empty. Copy it again, or leave it out with `quarantine`.")
     try:
-        if is_tiff(data):
-            # Imported here: tifffile costs 0.1 s, and most data sets hold no TIFF.
-            from segkit.formats.tiff_files import decode_tiff
-
-            return decode_tiff(data, gray, limit)
-        return _decode(data, gray, limit)
+        return decode_image(data, gray)
     except ValueError as error:
         raise ValueError(
             f"{path}: the file {error}. Copy it again, save it as PNG, or leave it out with `quarantine`."
@@ -68,6 +63,30 @@ def read_image_file(path: str | Path, gray: bool | None = False) -> np.ndarray:
             f"{path}: the file has more pixels than there is memory for. "
             "Cut it into tiles, or leave it out with `quarantine`."
         ) from None
+
+
+def decode_image(data: bytes, gray: bool | None = False) -> np.ndarray:
+    """(H, W, B) pixels of the bytes of an image file, as `read_image_file` reads them; errors do not name the file."""
+    limit = max_pixels()
+    if is_tiff(data):
+        # Imported here: tifffile costs 0.1 s, and most data sets hold no TIFF.
+        from segkit.formats.tiff_files import decode_tiff
+
+        return decode_tiff(data, gray, limit)
+    return _decode(data, gray, limit)
+
+
+def declared_size(data: bytes) -> tuple[int, int]:
+    """(height, width) that the bytes of an image file declare, as they are stored; no pixel is decoded.
+
+    Raises:
+        ValueError: says what is wrong, without the name of the file: cut short, damaged, no image.
+    """
+    if is_tiff(data):
+        from segkit.formats.tiff_files import tiff_size
+
+        return tiff_size(data)
+    return check_encoded(data).size_hw
 
 
 def _decode(data: bytes, gray: bool | None, limit: int) -> np.ndarray:

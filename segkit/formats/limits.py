@@ -22,6 +22,11 @@ def max_pixels() -> int:
     return _limit(_MAX_PIXELS)
 
 
+def max_windowed_pixels() -> int:
+    """Pixels of a picture that is read window by window, and never held: 2**34, or 16 times what the variable says."""
+    return 16 * max_pixels()
+
+
 def max_voxels() -> int:
     """Voxels (times bands) that one volume may have: 2**31, or what SEGKIT_MAX_PIXELS says."""
     return _limit(_MAX_VOXELS)

@@ -25,6 +25,8 @@ class MarkValues:
         ignored_values: disk values that mean "do not look here"; the first is written.
     """
 
+    dtype = np.dtype(np.uint8)  # of what is written
+
     def __init__(self, codec: str, present_values: Iterable[int] | None = None, ignored_values: Iterable[int] = ()):
         self.ignored_values = disk_values(ignored_values)
         self.both_at_once = present_values is not None

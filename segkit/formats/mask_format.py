@@ -14,7 +14,7 @@ that knows whether classes exclude each other (softmax) or may overlap (sigmoid)
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from segkit.formats.activation import LEAST_PROBABILITY, check_activation, check_threshold, logit, per_class
 from segkit.formats.classes import MaskClass, classes_to_list, parse_classes
-from segkit.formats.format_contract import FormatContract
+from segkit.formats.format_contract import FormatContract, ThresholdGroup
 from segkit.ops.choices import (
     at_least_float32,
     bernoulli_log_likelihood,
@@ -31,8 +31,9 @@ from segkit.ops.choices import (
     softmax_log_likelihood,
     softmax_weights,
 )
+from segkit.ops.components import replace_by_nearest
 from segkit.ops.counts import count_binary, count_indices
-from segkit.ops.decode import decode_above, decode_indices
+from segkit.ops.decode import decode_above, decode_indices, plain_above, plain_indices
 from segkit.ops.upsample import CoarseLogits
 
 BACKGROUND = "background"
@@ -131,6 +132,35 @@ class _OnePlane(MaskFormat):
     def count(self, pred: Tensor, target: Tensor) -> Tensor:
         return count_indices(pred, target, self.num_classes, self.ignore_index)
 
+    def claims(self, logits: Tensor) -> Tensor:
+        best = self.expand(decode_indices(CoarseLogits.of(logits), self.torch_dtype))
+        return at_least_float32(logits).masked_fill(~best, -torch.inf)
+
+    def holds(self, planes: np.ndarray, number: int) -> np.ndarray:
+        return planes[..., 0] == number
+
+    def vacant(self, planes: np.ndarray, number: int) -> np.ndarray:
+        plane, background = planes[..., 0], self._background
+        if background is None or background == number:
+            return (plane != number) & (plane != self.ignore_index)
+        return plane == background
+
+    def put(self, planes: np.ndarray, number: int, where: np.ndarray) -> None:
+        plane = planes[..., 0]
+        plane[where & (plane != self.ignore_index)] = number
+
+    def remove(self, planes: np.ndarray, number: int, where: np.ndarray) -> None:
+        plane, background = planes[..., 0], self._background
+        where = where & (plane == number)
+        if background is None or background == number:
+            replace_by_nearest(plane, where, (plane == number) | (plane == self.ignore_index))
+        else:
+            plane[where] = background
+
+    @property
+    def _background(self) -> int | None:
+        return self.names.index(BACKGROUND) if BACKGROUND in self.names else None
+
 
 class _SigmoidPerClass(MaskFormat):
     """Every class judged alone: C independent Bernoulli choices per pixel."""
@@ -157,6 +187,15 @@ class ExclusiveMask(_OnePlane):
     def to_dict(self) -> dict[str, Any]:
         return {"format": "multiclass", "activation": "softmax", "classes": classes_to_list(self.classes)}
 
+    @property
+    def threshold_groups(self) -> tuple[ThresholdGroup, ...]:
+        return ()
+
+    def with_thresholds(self, thresholds: Sequence[float | None]) -> MaskFormat:
+        if len(thresholds):
+            raise ValueError("thresholds for softmax classes: softmax takes the best class and has no thresholds.")
+        return self
+
     def probabilities(self, logits: Tensor) -> Tensor:
         return at_least_float32(logits).softmax(1)
 
@@ -165,6 +204,9 @@ class ExclusiveMask(_OnePlane):
 
     def decode(self, logits: Tensor | CoarseLogits) -> Tensor:
         return decode_indices(CoarseLogits.of(logits), self.torch_dtype)
+
+    def decode_plainly(self, logits: Tensor) -> Tensor:
+        return plain_indices(logits, self.torch_dtype)
 
     def log_likelihood(self, logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
         return softmax_log_likelihood(logits, target, self.valid(target), smoothing)
@@ -193,9 +235,24 @@ class OneVsRestMask(_OnePlane, _SigmoidPerClass):
         values = {"format": "multiclass", "activation": "sigmoid", "classes": classes_to_list(self.classes)}
         return values if self.threshold is None else {**values, "threshold": self.threshold}
 
+    @property
+    def threshold_groups(self) -> tuple[ThresholdGroup, ...]:
+        return (ThresholdGroup(tuple(range(self.num_classes)), self.threshold, optional=True),)
+
+    def with_thresholds(self, thresholds: Sequence[float | None]) -> MaskFormat:
+        if len(thresholds) != 1:
+            raise ValueError(f"{len(thresholds)} thresholds for one-vs-rest classes: give the one that all share.")
+        return replace(self, threshold=thresholds[0])
+
     def decode(self, logits: Tensor | CoarseLogits) -> Tensor:
-        limit = None if self.threshold is None else logit(self.threshold)
-        return decode_indices(CoarseLogits.of(logits), self.torch_dtype, limit, self.ignore_index)
+        return decode_indices(CoarseLogits.of(logits), self.torch_dtype, self._limit, self.ignore_index)
+
+    def decode_plainly(self, logits: Tensor) -> Tensor:
+        return plain_indices(logits, self.torch_dtype, self._limit, self.ignore_index)
+
+    @property
+    def _limit(self) -> float | None:
+        return None if self.threshold is None else logit(self.threshold)
 
 
 @dataclass(frozen=True)
@@ -247,6 +304,28 @@ class OverlappingMasks(_SigmoidPerClass):
             "thresholds": list(self.thresholds),
         }
 
+    @property
+    def threshold_groups(self) -> tuple[ThresholdGroup, ...]:
+        return tuple(ThresholdGroup((number,), threshold) for number, threshold in enumerate(self.thresholds))
+
+    def with_thresholds(self, thresholds: Sequence[float | None]) -> MaskFormat:
+        return replace(self, thresholds=tuple(0.5 if t is None else t for t in thresholds))
+
+    def claims(self, logits: Tensor) -> Tensor:
+        return at_least_float32(logits)
+
+    def holds(self, planes: np.ndarray, number: int) -> np.ndarray:
+        return planes[..., number] == 1
+
+    def vacant(self, planes: np.ndarray, number: int) -> np.ndarray:
+        return planes[..., number] == 0
+
+    def put(self, planes: np.ndarray, number: int, where: np.ndarray) -> None:
+        planes[..., number][where & self.vacant(planes, number)] = 1
+
+    def remove(self, planes: np.ndarray, number: int, where: np.ndarray) -> None:
+        planes[..., number][where & self.holds(planes, number)] = 0
+
     def expand(self, target: Tensor) -> Tensor:
         return target == 1
 
@@ -255,7 +334,14 @@ class OverlappingMasks(_SigmoidPerClass):
 
     def decode(self, logits: Tensor | CoarseLogits) -> Tensor:
         # Compared as logits: no sigmoid to compute, and a tie at 0.5 is "not there", as argmax of two classes says.
-        return decode_above(CoarseLogits.of(logits), [logit(t) for t in self.thresholds], self.torch_dtype)
+        return decode_above(CoarseLogits.of(logits), self._limits, self.torch_dtype)
+
+    def decode_plainly(self, logits: Tensor) -> Tensor:
+        return plain_above(logits, self._limits, self.torch_dtype)
+
+    @property
+    def _limits(self) -> list[float]:
+        return [logit(t) for t in self.thresholds]
 
 
 def _binary_of(

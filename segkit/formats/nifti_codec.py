@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from segkit.formats.nifti_slices import (
     NIFTI_SUFFIXES,
     axis_number,
     nifti_grid,
+    parse_axes,
     parse_slice_stem,
     set_volume_slice,
     slice_shape,
@@ -54,7 +55,7 @@ class NiftiSlices(Codec):
         values: stored value -> class name or list of them, see `pixel_values`.
         ignored_values: stored values that mean "do not look here"; slices that nobody wrote get the first one
             (else `background`, else they are an error).
-        axis: across which slices are taken: x, y or z.
+        axis: across which slices are taken: x, y or z, or several such as `zyx`.
         geometry: `check` refuses labels whose voxels do not lie on those of their image, see `grids.difference`;
             `ignore` pairs them by number all the same, where the headers are known to be wrong.
     """
@@ -71,7 +72,7 @@ class NiftiSlices(Codec):
     ) -> None:
         super().__init__(format)
         self.values = pixel_values(format, values, ignored_values)
-        self._axis_number = axis_number(axis)
+        parse_axes(axis)
         self.axis = axis
         if geometry not in GEOMETRIES:
             raise ValueError(f"geometry is {geometry!r}: expected {' or '.join(GEOMETRIES)}.")
@@ -87,9 +88,10 @@ class NiftiSlices(Codec):
         """Every slice of every volume; only headers are read."""
         volumes = find_files(root, NIFTI_SUFFIXES)
         return [
-            slice_stem(case, self.axis, index)
+            slice_stem(case, axis, index)
             for case, path in volumes.items()
-            for index in range(_label_shape(path)[self._axis_number])
+            for axis in self.axis
+            for index in range(_label_shape(path)[axis_number(axis)])
         ]
 
     def read(self, root: str | Path, stem: str) -> np.ndarray:
@@ -141,6 +143,35 @@ class NiftiSlices(Codec):
                 write_whole(parts / _HEADER, header)
         write_png(_part(parts, axis, index), stored)
 
+    def write_volume(
+        self, root: str | Path, stems: Sequence[str], planes: np.ndarray, like: str | Path | None = None
+    ) -> None:
+        """Write all slices of a volume as one file, which appears whole or not at all; nothing waits for `finish`.
+
+        Args:
+            planes: (D, H, W, P), every slice across one axis.
+            like: see `write`; without it slices are kept for `finish`.
+        """
+        if like is None:
+            super().write_volume(root, stems, planes)
+            return
+        case, axis, _ = parse_slice_stem(stems[0])
+        where = str(Path(root, check_stem(case)))
+        shape, header = _like(Path(like))
+        number = axis_number(axis)
+        expected = [slice_stem(case, axis, index) for index in range(shape[number])]
+        if list(stems) != expected or planes.shape[1:3] != slice_shape(shape, axis) or len(planes) != len(stems):
+            raise ValueError(
+                f"{where}: {len(planes)} masks of {planes.shape[1]} x {planes.shape[2]} (height x width) named "
+                f"{stems[0]} to {stems[-1]} are not all slices of {like}, whose shape is {shape}."
+            )
+        self.check(planes.reshape(-1, *planes.shape[2:]), where)
+        self._write_labels(_volume_path(root, case), np.moveaxis(planes.swapaxes(1, 2), 0, number), _empty(header))
+        # Slices that a run left behind which was ended: `finish` would put them over these.
+        for part in Path(root, PARTS, case).glob("*"):
+            if part.is_file():
+                part.unlink(missing_ok=True)
+
     def finish(self, root: str | Path) -> None:
         """Join the slices into volumes and merge them into those that are there; one process does this."""
         folder = Path(root, PARTS)
@@ -180,7 +211,13 @@ class NiftiSlices(Codec):
             set_volume_slice(written, axis, index, np.ones(stored.shape, bool))
         if not written.all():
             labels[~written] = self._unwritten(path, written)
-        data = grid.to_stored(self.values.to_disk(labels, str(path)))
+        self._write_labels(path, labels, volume)
+        for part in (*paths, parts / _HEADER):
+            part.unlink(missing_ok=True)
+
+    def _write_labels(self, path: Path, labels: np.ndarray, volume: Any) -> None:
+        """Write (x, y, z, P) planes with the header, and in the order, of an image of nibabel."""
+        data = nifti_grid(volume, path).to_stored(self.values.to_disk(labels, str(path)))
         image = type(volume)(data, None, volume.header)
         image.header.set_data_dtype(data.dtype)
         content = image.to_bytes()
@@ -188,8 +225,6 @@ class NiftiSlices(Codec):
             # No time stamp: the same labels are the same file.
             content = gzip.compress(content, compresslevel=6, mtime=0)
         write_whole(path, content)
-        for part in (*paths, parts / _HEADER):
-            part.unlink(missing_ok=True)
 
     def _unwritten(self, path: Path, written: np.ndarray) -> int:
         """Plane value of voxels in slices that nobody wrote."""
@@ -244,11 +279,16 @@ def _start(path: Path, header: Path, slices: Mapping[tuple[str, int], np.ndarray
     import nibabel
 
     if header.exists():
-        content = header.read_bytes()
-    elif path.exists():
-        content = _like(path)[1]
-    else:
-        return nibabel.Nifti1Image(np.zeros(_shape_around(path, slices), np.uint8), np.eye(4))
+        return _empty(header.read_bytes())
+    if path.exists():
+        return _empty(_like(path)[1])
+    return nibabel.Nifti1Image(np.zeros(_shape_around(path, slices), np.uint8), np.eye(4))
+
+
+def _empty(content: bytes) -> Any:
+    """An image of nibabel with this header and no voxels of its own."""
+    import nibabel
+
     # The first four bytes are the size of the header, in the byte order of the file.
     wide = 540 in (int.from_bytes(content[:4], order) for order in ("little", "big"))
     make = nibabel.Nifti2Image if wide else nibabel.Nifti1Image

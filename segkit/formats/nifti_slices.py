@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,17 @@ def axis_number(axis: str) -> int:
     if axis not in AXES:
         raise ValueError(f"axis is {axis!r}: expected x, y or z.")
     return AXES.index(axis)
+
+
+def parse_axes(axes: Sequence[str]) -> tuple[str, ...]:
+    """(`z`, `y`, `x`) of `zyx`.
+
+    Raises:
+        ValueError: other letters, none, or one twice.
+    """
+    if not axes or len(set(axes)) != len(axes) or not set(axes) <= set(AXES):
+        raise ValueError(f"axis is {''.join(axes)!r}: expected x, y or z, or several of them, each once, as in `zyx`.")
+    return tuple(axes)
 
 
 def volume_slice(array: np.ndarray, axis: str, index: int) -> np.ndarray:

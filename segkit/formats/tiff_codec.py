@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from segkit.formats.codec import Codec
+from segkit.formats.codec import Codec, PutPlanes
 from segkit.formats.files import existing, find_files, find_path
 from segkit.formats.georeference import read_georeference
 from segkit.formats.image_files import TIFF_SUFFIXES
@@ -36,6 +37,7 @@ class Tiff(Codec):
     """
 
     name = "tiff"
+    writes_pieces = True
 
     def __init__(
         self,
@@ -86,6 +88,24 @@ class Tiff(Codec):
         # (H, W) numbers are one layer, (H, W, P) marks are P of them.
         layers = np.moveaxis(stored.reshape(*planes.shape[:2], -1), -1, 0)
         write_layers(path, list(layers), self._page_names, read_georeference(like, planes.shape[:2]))
+
+    @contextmanager
+    def writing(
+        self, root: str | Path, stem: str, size_hw: tuple[int, int], like: str | Path | None = None
+    ) -> Iterator[PutPlanes]:
+        """A BigTIFF of compressed tiles; see `Codec.writing`."""
+        # Imported here: tifffile costs 0.1 s, and most masks are written whole.
+        from segkit.formats.tiff_pieces import writing_tiles
+
+        path, pages = find_path(root, stem, TIFF_SUFFIXES), max(1, len(self._page_names))
+        georeference = read_georeference(like, size_hw)
+        with writing_tiles(path, size_hw, pages, self.values.dtype, self._page_names, georeference) as put_samples:
+
+            def put(rows: slice, columns: slice, planes: np.ndarray) -> None:
+                stored = self.values.to_disk(self.check(planes, str(path)), str(path))
+                put_samples(rows, columns, stored.reshape(*planes.shape[:2], -1))
+
+            yield put
 
     def _check_pages(self, layers: TiffLayers, path: Path) -> None:
         count = layers.samples.shape[2]

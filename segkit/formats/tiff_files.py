@@ -6,6 +6,7 @@ import io
 import logging
 import math
 import struct
+from mmap import mmap
 from typing import Any
 
 import cv2
@@ -44,16 +45,33 @@ def decode_tiff(data: bytes, gray: bool | None, limit: int) -> np.ndarray:
         with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
             series = file.series[0]
             _check_size(series, limit)
-            _check_colours(series.keyframe)
+            check_colours(series.keyframe)
             for page in series.pages:
                 if page is not None:
                     check_page(page, data)
             image, page = _bands_last(series.asarray(), series.axes), series.keyframe
-            image = upright(_as_depth(image, page), int(_tag(page, "Orientation", 1)))
-            return np.ascontiguousarray(_as_colours(image, page, gray) if image.dtype == np.uint8 else image)
+            image = upright(as_depth(image, page), int(tag_value(page, "Orientation", 1)))
+            return np.ascontiguousarray(as_colours(image, page, gray) if image.dtype == np.uint8 else image)
     except (Refused, MemoryError):
         raise
     except Exception as error:  # tifffile and imagecodecs raise many kinds, down to struct.error
+        raise ValueError(f"cannot be decoded as a TIFF image ({error or type(error).__name__})") from None
+
+
+def tiff_size(data: bytes) -> tuple[int, int]:
+    """(height, width) that the first picture in a TIFF file declares.
+
+    Raises:
+        ValueError: says what is wrong, without the name of the file.
+    """
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    try:
+        check_chain(data)
+        with tifffile.TiffFile(io.BytesIO(data), _multifile=False) as file:
+            return _size_of(file.series[0])
+    except (Refused, MemoryError):
+        raise
+    except Exception as error:
         raise ValueError(f"cannot be decoded as a TIFF image ({error or type(error).__name__})") from None
 
 
@@ -61,12 +79,14 @@ class Refused(ValueError):
     """What is wrong is known and said."""
 
 
-def _check_size(series: Any, limit: int) -> None:
+def _size_of(series: Any) -> tuple[int, int]:
     sizes = dict(zip(series.axes, map(int, series.shape), strict=True))
-    values = 1
-    for size in sizes.values():
-        values *= size
-    size_hw = sizes.get("Y", 1), sizes.get("X", 1)
+    return sizes.get("Y", 1), sizes.get("X", 1)
+
+
+def _check_size(series: Any, limit: int) -> None:
+    values = math.prod(map(int, series.shape))
+    size_hw = _size_of(series)
     try:
         check_pixels(size_hw, limit)
     except ValueError as error:
@@ -76,13 +96,13 @@ def _check_size(series: Any, limit: int) -> None:
         raise Refused(f"declares {shape} values, expected at most {_MAX_BANDS} for each of {limit} pixels")
 
 
-def check_chain(data: bytes) -> None:
+def check_chain(data: bytes | mmap) -> None:
     """Refuse a TIFF file whose pages lead in a circle, which tifffile would follow for minutes.
 
     Raises:
         ValueError: says so, without the name of the file.
     """
-    order = "<" if data.startswith(b"II") else ">"
+    order = "<" if data[:2] == b"II" else ">"
     # Where the first page stands, how its entries are counted, how long one is, how the next page is told.
     first, count, entry, link = (8, "Q", 20, "Q") if 43 in data[2:4] else (4, "H", 12, "I")
     seen: set[int] = set()
@@ -98,7 +118,7 @@ def check_chain(data: bytes) -> None:
         return  # a page beyond the end, at which tifffile stops
 
 
-def check_page(page: Any, data: bytes) -> None:
+def check_page(page: Any, data: bytes | mmap) -> None:
     """Refuse a page whose strips or tiles are not all there, or would unfold to more than the page.
 
     Raises:
@@ -142,7 +162,8 @@ def _check_picture(content: bytes, key: Any) -> None:
         raise Refused(f"holds a part of {height}x{width} pixels, expected at most {room[0]}x{room[1]}")
 
 
-def _check_colours(page: Any) -> None:
+def check_colours(page: Any) -> None:
+    """Refuse colours that segkit does not turn into red, green and blue."""
     if page.photometric in _OTHER_COLOURS:
         raise Refused(f"has colours of kind {page.photometric} of TIFF, expected gray, RGB, palette or CMYK")
 
@@ -162,7 +183,7 @@ def _bands_last(stored: np.ndarray, axes: str) -> np.ndarray:
     return stored
 
 
-def _as_depth(image: np.ndarray, page: Any) -> np.ndarray:
+def as_depth(image: np.ndarray, page: Any) -> np.ndarray:
     """The same image in uint8, uint16 or float32, black at 0, palettes as colours."""
     if image.dtype == bool:
         image = image.view(np.uint8) * np.uint8(255)
@@ -179,9 +200,9 @@ def _as_depth(image: np.ndarray, page: Any) -> np.ndarray:
     return image.astype(np.float32)
 
 
-def _as_colours(image: np.ndarray, page: Any, gray: bool | None) -> np.ndarray:
+def as_colours(image: np.ndarray, page: Any, gray: bool | None) -> np.ndarray:
     """8-bit gray, gray + alpha, RGB, RGBA, CMYK and YCbCr as RGB (or gray); other bands as they are."""
-    extra = tuple(np.atleast_1d(_tag(page, "ExtraSamples", ())))
+    extra = tuple(np.atleast_1d(tag_value(page, "ExtraSamples", ())))
     bands = image.shape[2]
     if page.photometric == _CMYK and bands >= 4:
         paper, white = 255 - image[..., :3], 255 - image[..., 3]
@@ -195,6 +216,7 @@ def _as_colours(image: np.ndarray, page: Any, gray: bool | None) -> np.ndarray:
     return image if image.shape[2] > 4 else as_pixels(image, gray)
 
 
-def _tag(page: Any, name: str, default: Any) -> Any:
+def tag_value(page: Any, name: str, default: Any) -> Any:
+    """What a tag of a page says."""
     tag = page.tags.get(name)
     return default if tag is None else tag.value

@@ -21,7 +21,7 @@ from segkit.formats.image_checks import is_tiff
 from segkit.formats.image_pixels import upright
 from segkit.formats.limits import RAISE_LIMIT, max_pixels
 
-_PAGE_NAME, _ORIENTATION = 285, 274
+PAGE_NAME, _ORIENTATION = 285, 274
 # Smaller copies of a page (overviews of GeoTIFFs) and masks of transparency, which hold no labels.
 _REDUCED, _TRANSPARENCY = 1, 4
 
@@ -103,7 +103,7 @@ def write_layers(
         for number, layer in enumerate(layers):
             tags: list[Any] = [] if georeference is None or number else list(georeference.tags)
             if names:
-                tags.append((_PAGE_NAME, "s", 0, names[number].encode(), True))
+                tags.append((PAGE_NAME, "s", 0, names[number].encode(), True))
             file.write(
                 layer,
                 photometric="minisblack",
@@ -152,5 +152,5 @@ def _orientation(page: Any) -> int:
 
 
 def _name(page: Any) -> str:
-    tag = page.tags.get(_PAGE_NAME)
+    tag = page.tags.get(PAGE_NAME)
     return str(tag.value) if tag is not None else ""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
@@ -29,6 +30,7 @@ Stamp = tuple
 _KEPT_ALWAYS = 2
 _KEPT_BYTES = 256 * 2**20
 _volumes: OrderedDict[Stamp, Future[Volume]] = OrderedDict()
+_in_use: Counter[Stamp] = Counter()
 _lock = threading.Lock()
 
 
@@ -119,6 +121,20 @@ def load_volume(path: str | Path) -> Volume:
     return future.result()
 
 
+@contextmanager
+def kept(paths: Iterable[str | Path]) -> Iterator[None]:
+    """Volumes of which many slices are asked for stay decoded, however large they are and whatever else is read."""
+    keys = [volume_stamp(Path(path)) for path in paths]
+    with _lock:
+        _in_use.update(keys)
+    try:
+        yield
+    finally:
+        with _lock:
+            _in_use.subtract(keys)
+        _let_go()
+
+
 def misplaced(path: str | Path, like: str | Path) -> str | None:
     """How the voxels of one volume lie beside those of another, see `grids.difference`; None where they coincide."""
     path, like = Path(path), Path(like)
@@ -181,11 +197,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def _let_go() -> None:
-    """Forget the volumes that were asked for longest ago; those that are being decoded stay."""
+    """Forget the volumes that were asked for longest ago; those in use and those that are being decoded stay."""
     with _lock:
+        for key in [key for key, users in _in_use.items() if users == 0]:
+            del _in_use[key]
         done = [key for key, future in _volumes.items() if future.done()]
         held = sum(_volumes[key].result().array.nbytes for key in done)
         for key in done[:-_KEPT_ALWAYS]:
             if held <= _KEPT_BYTES:
                 break
+            if key in _in_use:
+                continue
             held -= _volumes.pop(key).result().array.nbytes

@@ -42,7 +42,7 @@ def find_inputs(
     A slice of a DICOM series stands for the whole series.
 
     Args:
-        reading: across which axis volumes are cut, and which files are the bands of one image.
+        reading: across which axis volumes are cut (the first of several), and which files are the bands of one image.
         leave_out: the folder that predictions go to. What lies below it is no input, and images in it are refused,
             since masks would be written over them.
 
@@ -57,9 +57,9 @@ def find_inputs(
     paths = dict.fromkeys(join_series(named))
     for path in [*paths, *(path for path in named if path not in paths and path.parent not in paths)]:
         if path in named:
-            members, faults = _members(named[path], reading.axis, leave_out)
+            members, faults = _members(named[path], reading.main_axis, leave_out)
         else:
-            members, faults = _images([path], reading.axis, path.parent, any_suffix=True)
+            members, faults = _images([path], reading.main_axis, path.parent, any_suffix=True)
         if not members and not faults:
             raise ValueError(f"{path}: no images here.")
         broken += faults

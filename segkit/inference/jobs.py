@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from segkit.inference.objects import OBJECTS_NAME, join_objects
 from segkit.inference.pipeline import run_pipeline
 from segkit.inference.reports import PredictReport, make_report, write_quarantine
 from segkit.inference.shards import WHOLE, Others, Shard
+from segkit.inference.volumes import by_volume
 from segkit.training.preemption import Preempted, stoppable
 
 log = logging.getLogger("segkit")
@@ -53,7 +54,6 @@ class JobOptions:
         overwrite: `always` or `never` begins a job anew where there is an unfinished one; None refuses that.
         resume: go on with the job that the output folder holds; begin it where there is none.
         shard: which part of the job.
-        settings: JSON-ready; what masks depend on beside model, codec and inputs.
     """
 
     wanted: Wanted
@@ -61,7 +61,6 @@ class JobOptions:
     overwrite: str | None = None
     resume: bool = False
     shard: Shard = WHOLE
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.overwrite not in (None, *OVERWRITE):
@@ -113,10 +112,10 @@ class _Job:
         options: JobOptions,
         started: float,
     ) -> None:
-        self.codec, self.inputs, self.broken, self.out, self.options = codec, inputs, broken, out, options
+        self.codec, self.broken, self.out, self.options = codec, broken, out, options
         self.work = BatchWork(predictor, codec, out, options.wanted)
-        self.batches = -(-len(inputs) // options.batch_size)
-        self.own = options.shard.batches(self.batches)
+        self.batches = make_batches(inputs, options.batch_size)
+        self.own = options.shard.batches(len(self.batches))
         self._format, self._clock = predictor.model.format, started
         self._described = {
             "model": fingerprint(predictor.model),
@@ -124,8 +123,9 @@ class _Job:
             "inputs": _hash_of(inputs),
             "images": len(inputs),
             "batch size": options.batch_size,
-            **options.settings,
-            **{name: getattr(options.wanted, name) for name in ("overlay", "probabilities", "objects")},
+            "tile": predictor.tile,
+            "device": predictor.device.type,
+            **{name: getattr(options.wanted, name) for name in ("axes", "overlay", "probabilities", "objects")},
         }
 
     def past(self) -> Past | None:
@@ -178,8 +178,8 @@ class _Job:
 
     def compute(self, journal: Journal, done: Mapping[int, Entry], progress: Callable[[int, int], None] | None) -> None:
         """All batches of this shard that are not done."""
-        images = sum(len(self._items(batch)) for batch in self.own)
-        count = sum(len(self._items(batch)) for batch in self.own if batch in done)
+        images = sum(self._images(batch) for batch in self.own)
+        count = shown = sum(self._images(batch) for batch in self.own if batch in done)
         if count:
             log.info("going on: %d of %d images were done before.", count, images)
         # As small as it had become: the members of what is computed at once do not depend on who was killed when.
@@ -187,24 +187,27 @@ class _Job:
         self.work.together = min(earlier, default=None)
         begun: deque[int] = deque()
 
-        def told(number: int) -> None:
-            nonlocal count
-            count += number
+        def told(number: int, ahead: int = 0) -> None:
+            nonlocal count, shown
+            count, shown = count + number, max(shown, count + number + ahead)
             if progress is not None:
-                progress(count, images)
+                progress(shown, images)
 
         def batches() -> Iterator[list[Item]]:
             for batch in self.own:
                 if batch in done:
                     continue
-                items = self._items(batch)
+                items = self.batches[batch]
                 if self.options.wanted.keep and all(map(self.work.is_there, items)):
-                    journal.add(Entry(batch, len(items), len(items), seconds=self._lap()), sync=False)
-                    told(len(items))
+                    number = self._images(batch)
+                    journal.add(Entry(batch, number, number, seconds=self._lap()), sync=False)
+                    told(number)
                     continue
                 begun.append(batch)
                 yield items
 
+        # Of a volume, or a large image, before it is written.
+        self.work.progress = lambda share, item: told(0, round(share * len(item)))
         told(0)
         with stoppable() as stop, self._objects() as add_objects:
             outcomes = run_pipeline(
@@ -214,7 +217,7 @@ class _Job:
                 batch = begun.popleft()
                 add_objects(b"".join(outcome.objects for outcome in found))
                 journal.add(self._entry(batch, found))
-                told(len(found))
+                told(self._images(batch))
         if stop.asked is not None:
             log.warning("stopped: %d of %d images are done. The same command with --resume goes on.", count, images)
             raise KeyboardInterrupt if stop.asked == signal.SIGINT else Preempted
@@ -226,7 +229,7 @@ class _Job:
             others.wait_for_ends()
         first = others is None or self.options.shard.number == 1
         past = self._read()
-        if first and len(past.entries) == self.batches:
+        if first and len(past.entries) == len(self.batches):
             # Shards that end at the same time both find the job done: the second joins what is joined already.
             with locked(self.out / _LOCK):
                 self._join(journal, past)
@@ -237,7 +240,7 @@ class _Job:
 
     def report(self, past: Past) -> PredictReport:
         """What became of the whole job if it is done, else of this shard."""
-        complete = len(past.entries) == self.batches
+        complete = len(past.entries) == len(self.batches)
         entries = [entry for batch, entry in sorted(past.entries.items()) if complete or batch in self.own]
         # What cannot even be listed belongs to the first shard, so that it is named once.
         broken = self.broken if complete or self.options.shard.number == 1 else []
@@ -267,18 +270,19 @@ class _Job:
         assert past is not None
         return past
 
-    def _items(self, batch: int) -> list[Item]:
-        size = self.options.batch_size
-        return [Item(n, self.inputs[n]) for n in range(batch * size, min(len(self.inputs), (batch + 1) * size))]
+    def _images(self, batch: int) -> int:
+        return sum(map(len, self.batches[batch]))
 
     def _entry(self, batch: int, outcomes: Sequence[Outcome]) -> Entry:
+        pairs = list(zip(self.batches[batch], outcomes, strict=True))
         failed = [
-            (item.input.stem, str(item.input.image.path), outcome.reason)
-            for item, outcome in zip(self._items(batch), outcomes, strict=True)
+            (item.inputs[0].stem, str(item.image.path), outcome.reason)
+            for item, outcome in pairs
             if outcome.reason is not None
         ]
+        done = sum(len(item) for item, outcome in pairs if outcome.reason is None)
         kept = sum(outcome.kept for outcome in outcomes)
-        return Entry(batch, len(outcomes) - len(failed), kept, failed, self._lap(), self.work.together)
+        return Entry(batch, done, kept, failed, self._lap(), self.work.together)
 
     def _lap(self) -> float:
         now = time.monotonic()
@@ -301,6 +305,21 @@ class _Job:
 
     def _object_lines(self) -> list[Path]:
         return sorted((self.out / PARTS).glob(_OBJECT_LINES))
+
+
+def make_batches(inputs: Iterable[Input], size: int) -> list[list[Item]]:
+    """Batches of inputs that follow each other, `size` images each; all slices of a volume are a batch of their own."""
+    batches: list[list[Item]] = []
+    number, open_for_more = 0, False
+    for piece in by_volume(inputs):
+        item = Item(number, piece)
+        is_volume = item.image.axis is not None
+        if open_for_more and not is_volume and len(batches[-1]) < size:
+            batches[-1].append(item)
+        else:
+            batches.append([item])
+        number, open_for_more = number + len(piece), not is_volume
+    return batches
 
 
 @contextmanager

@@ -15,7 +15,9 @@ from torch import Tensor
 from segkit.data.reading import ImageReading
 from segkit.formats.codec import Codec
 from segkit.formats.mask_format import MaskFormat
+from segkit.inference.exported import is_exported, open_exported
 from segkit.models.bundle import load_codec, load_model
+from segkit.models.steps import Steps
 from segkit.ops.sizes import Resize
 from segkit.ops.upsample import CoarseLogits
 
@@ -28,11 +30,13 @@ class SegmentationModel(Protocol):
         reading: how image files become the arrays that the model takes.
         resize: the size it works at, see `fit_size`.
         stride: sides that are multiples of it need no padding.
+        postprocess: what is done to decoded planes of whole images and volumes, see `segkit.inference.postprocess`.
     """
 
     format: MaskFormat
     resize: Resize
     stride: int
+    postprocess: Steps
 
     @property
     def reading(self) -> ImageReading: ...
@@ -58,7 +62,14 @@ class SegmentationModel(Protocol):
 def open_model(path: str | Path) -> tuple[SegmentationModel, Codec | None]:
     """The model at a path, on the CPU and in evaluation mode, and how its masks are written.
 
+    Args:
+        path: bundle, run folder, or a file that `segkit export` wrote.
+
     Raises:
         ValueError: nothing there that segkit can run.
     """
+    if is_exported(path):
+        exported = open_exported(path)
+        exported.check_probabilities()
+        return exported, exported.codec
     return load_model(path), load_codec(path)

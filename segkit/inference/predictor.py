@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from segkit.data.images import ImageRef
 from segkit.data.intensity import Scale, image_scale
 from segkit.data.sample import Sample
 from segkit.formats.codec import Codec
+from segkit.inference.averaging import OneOrSeveral, open_models
 from segkit.inference.batches import Wanted
-from segkit.inference.jobs import JobOptions, PredictReport, run_job
-from segkit.inference.models import SegmentationModel, open_model
+from segkit.inference.jobs import JobOptions, run_job
+from segkit.inference.postprocess import planes_of, postprocess
+from segkit.inference.reports import PredictReport
 from segkit.inference.shards import WHOLE, Shard
-from segkit.inference.tiling import check_tile, image_logits
+from segkit.inference.tiling import WHOLE_PIXELS, batch_logits, batch_planes, check_tile, image_logits, image_planes
+from segkit.inference.volumes import answer_volume, check_axes
 from segkit.models.devices import autocast, pick_device
 from segkit.ops.upsample import CoarseLogits
 
-# Batches of files where nobody says otherwise: on a CPU larger ones are no faster.
+# Inputs of a batch where nobody says otherwise.
 _BATCH_SIZE = {"cpu": 4}
 _GPU_BATCH_SIZE = 8
-# Pixels of images that are computed at once, if there are several: those of a batch of large ones would need gigabytes.
-_PIXELS = {"cpu": 2**21}
+# Pixels that are computed at once, as far as they are those of several images or windows. On a CPU larger ones lose by
+# company, see `volumes`; on a GPU those of a batch of large ones would need gigabytes.
+_PIXELS = {"cpu": 2**18}
 _GPU_PIXELS = 2**25
 
 
@@ -41,34 +45,35 @@ class Predictor:
     Where the model works at a spacing, each needs its `spacing_mm`, the (row, column) distances.
 
     Args:
-        model: a `Segmenter` or another `SegmentationModel`, or the path of a bundle or run folder.
+        model: a `Segmenter` or another `SegmentationModel`, or the path of a bundle or run folder; of several, the
+            average, see `Ensemble`.
         codec: how masks are written; by default the codec stored in the bundle. Only files need one.
         device: auto, cpu, cuda, cuda:1, mps.
         tile: side of the windows in pixels; None cuts only images above 4 megapixels.
+        tta: views of each image whose average counts, such as `flips` or `hflip,scale=0.75`; see `parse_views`.
     """
 
     def __init__(
         self,
-        model: SegmentationModel | str | Path,
+        model: OneOrSeveral,
         codec: Codec | None = None,
         *,
         device: str = "auto",
         tile: int | None = None,
+        tta: str | Iterable[str] | None = None,
     ) -> None:
         check_tile(tile)
-        if isinstance(model, str | Path):
-            model, stored_codec = open_model(model)
-            codec = codec if codec is not None else stored_codec
+        network, stored_codec = open_models(model, tta)
         self.device = pick_device(device)
-        self.model = model.to(self.device).eval()
-        self.codec = codec
+        self.model = network.to(self.device).eval()
+        self.codec = codec if codec is not None else stored_codec
         self.tile = tile
 
     def predict(
         self, image: np.ndarray, *, spacing_mm: Sequence[float] | None = None, scale: Scale | None = None
     ) -> np.ndarray:
         """(H, W, P) planes of an image."""
-        return self._planes(self._coarse_logits(self._normalized(image, scale), spacing_mm))
+        return self._image_planes(self._normalized(image, scale), spacing_mm)
 
     def probabilities(
         self, image: np.ndarray, *, spacing_mm: Sequence[float] | None = None, scale: Scale | None = None
@@ -85,13 +90,24 @@ class Predictor:
 
     def predict_sample(self, sample: Sample) -> np.ndarray:
         """(H, W, P) planes of a sample as a data set with `model.reading` reads it."""
-        return self._planes(self._coarse_logits(sample.image, sample.spacing_mm))
+        return self._image_planes(sample.image, sample.spacing_mm)
+
+    def predict_volume(self, volume: str | Path | ImageRef, axes: Sequence[str] | None = None) -> np.ndarray:
+        """(D, H, W, P) planes of all slices across `model.reading.main_axis`.
+
+        Args:
+            volume: a NIfTI file, a DICOM series, or any slice of either.
+            axes: average over the slices across each of these, such as `zyx`.
+        """
+        image = volume if isinstance(volume, ImageRef) else ImageRef(Path(volume), self.model.reading.main_axis, 0)
+        return answer_volume(self.model, image, axes, device=self.device, tile=self.tile).planes
 
     def predict_files(
         self,
         inputs: Iterable[str | Path],
         out: str | Path,
         *,
+        axes: Sequence[str] | None = None,
         overlay: bool = False,
         probabilities: bool = False,
         objects: bool = False,
@@ -108,12 +124,15 @@ class Predictor:
 
         Args:
             inputs: image files, folders or glob patterns.
+            axes: average the answers for volumes over the slices across each of these axes, such as `zyx`; by default
+                the axes whose slices the model has learned from.
             overlay: also write `out/_overlay/STEM.png`, the classes in colour over the image.
             probabilities: also write `out/_probabilities/STEM.npz`: `probabilities` (C, H, W) float16 and
                 `classes`, the names of the channels.
             objects: also write `out/_objects.json`, the connected regions of each class in all images of the job as
                 COCO JSON with scores; see `find_objects`.
-            batch_size: images that are computed together where they have one size; default 4 on a CPU, else 8.
+            batch_size: images that are a batch, of which those of one size are computed together; default 4 on a CPU,
+                else 8. A volume is a batch of its own.
             overwrite: `always` writes masks anew, `never` keeps those that are there; None is `always`, but refuses
                 to begin anew where `out` holds an unfinished job.
             resume: go on with the job that `out` holds, or begin it where there is none.
@@ -127,28 +146,39 @@ class Predictor:
         """
         if self.codec is None:
             raise ValueError("the model was saved without a codec: give `codec`, which says how to write masks.")
-        if batch_size is None:
-            batch_size = _BATCH_SIZE.get(self.device.type, _GPU_BATCH_SIZE)
+        if axes is not None:
+            check_axes(axes, self.model.reading)
         options = JobOptions(
-            Wanted(overlay, probabilities, objects, keep=overwrite == "never"),
-            batch_size,
+            Wanted(overlay, probabilities, objects, keep=overwrite == "never", axes="".join(axes) if axes else None),
+            _BATCH_SIZE.get(self.device.type, _GPU_BATCH_SIZE) if batch_size is None else batch_size,
             overwrite,
             resume,
             Shard.parse(shard) if isinstance(shard, str) else shard,
-            {"tile": self.tile, "device": self.device.type},
         )
         return run_job(self, self.codec, inputs, Path(out), options, progress)
 
+    @torch.inference_mode()
     def answers(
-        self, images: Sequence[np.ndarray], spacings: Sequence[tuple[float, float] | None], probabilities: bool
+        self, images: Sequence[np.ndarray], spacings: Sequence[Sequence[float] | None], probabilities: bool
     ) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """(H, W, P) planes, and (C, H, W) probabilities where they are wanted, of images as `model.reading` reads them.
 
-        Those of one size and spacing are computed together.
+        Those of one size, and windows, are computed together; which ones depends on the list alone.
         """
+        if not images:
+            return []
+        stored = [self._stored(image) for image in images]
+        largest = max(min(image.shape[0] * image.shape[1], WHOLE_PIXELS) for image in images)
+        at_once = max(1, _PIXELS.get(self.device.type, _GPU_PIXELS) // largest)
+        given = (self.model, stored, self.tile, spacings, at_once)
+        with autocast(self.device):
+            if not probabilities:  # without the logits of a whole image
+                preds = batch_planes(*given)
+                return [(self._finished(*pair), None) for pair in zip(preds, spacings, strict=True)]
+            found = batch_logits(*given)
         return [
-            (self._planes(logits), self._probabilities(logits).cpu().numpy() if probabilities else None)
-            for logits in self._batch_logits(images, spacings)
+            (self._finished(self.model.format.decode(logits), spacing), self._probabilities(logits).cpu().numpy())
+            for logits, spacing in zip(found, spacings, strict=True)
         ]
 
     def _normalized(self, image: np.ndarray, scale: Scale | None) -> np.ndarray:
@@ -167,39 +197,24 @@ class Predictor:
             )
         return (image_scale(image) if scale is None else scale).apply(image)
 
+    @torch.inference_mode()
     def _coarse_logits(self, image: np.ndarray, spacing_mm: Sequence[float] | None) -> CoarseLogits:
-        return self._batch_logits([image], [spacing_mm])[0]
+        with autocast(self.device):
+            return image_logits(self.model, self._stored(image), self.tile, spacing_mm)
 
     @torch.inference_mode()
-    def _batch_logits(
-        self, images: Sequence[np.ndarray], spacings: Sequence[Sequence[float] | None]
-    ) -> list[CoarseLogits]:
-        found: dict[int, CoarseLogits] = {}
-        for numbers in self._same(images, spacings):
-            stored = np.stack([images[number].transpose(2, 0, 1) for number in numbers])
-            with autocast(self.device):
-                logits = image_logits(
-                    self.model, torch.from_numpy(stored).to(self.device), self.tile, spacings[numbers[0]]
-                )
-            values = logits.values.split(1)
-            found |= {number: replace(logits, values=one) for number, one in zip(numbers, values, strict=True)}
-        return [found[number] for number in range(len(images))]
+    def _image_planes(self, image: np.ndarray, spacing_mm: Sequence[float] | None) -> np.ndarray:
+        with autocast(self.device):
+            pred = image_planes(self.model, self._stored(image), self.tile, spacing_mm)
+        return self._finished(pred, spacing_mm)
 
-    def _same(
-        self, images: Sequence[np.ndarray], spacings: Sequence[Sequence[float] | None]
-    ) -> Iterator[Sequence[int]]:
-        """Numbers of images to compute at once: those that are alike, as many as have few pixels together."""
-        alike: dict[tuple, list[int]] = {}
-        for number, (image, spacing_mm) in enumerate(zip(images, spacings, strict=True)):
-            key = (image.shape, image.dtype, None if spacing_mm is None else tuple(spacing_mm))
-            alike.setdefault(key, []).append(number)
-        for ((height, width, _), *_), numbers in alike.items():
-            most = max(1, _PIXELS.get(self.device.type, _GPU_PIXELS) // (height * width))
-            yield from (numbers[start : start + most] for start in range(0, len(numbers), most))
+    def _stored(self, image: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(image.transpose(2, 0, 1)))[None].to(self.device)
 
     def _probabilities(self, logits: CoarseLogits) -> Tensor:
         return self.model.format.probabilities(logits.full())[0]
 
-    def _planes(self, logits: CoarseLogits) -> np.ndarray:
-        pred = self.model.format.decode(logits)[0].cpu().numpy()
-        return np.ascontiguousarray(pred.transpose(1, 2, 0)).astype(self.model.format.dtype, copy=False)
+    def _finished(self, pred: Tensor, spacing_mm: Sequence[float] | None) -> np.ndarray:
+        """(H, W, P) post-processed planes of (1, P, H, W) decoded ones."""
+        format = self.model.format
+        return postprocess(planes_of(pred, format)[0], self.model.postprocess, format, spacing_mm)

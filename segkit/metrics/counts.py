@@ -104,6 +104,12 @@ class PixelCounts(Metric):
         return torch.zeros((0,), dtype=torch.int64, device=self.device)
 
 
+def pixels_of_truth(rows: Tensor) -> Tensor:
+    """(..., 4) counts to (..., 2): pixels of the class, and all others; no prediction moves them."""
+    tp, fp, fn, tn = rows.unbind(-1)
+    return torch.stack([tp + fn, fp + tn], dim=-1)
+
+
 def _check_planes(pred: Tensor, target: Tensor, format: MaskFormat) -> None:
     for name, planes in (("pred", pred), ("target", target)):
         if planes.ndim != 4 or planes.shape[1] != format.num_planes or planes.shape != target.shape:
@@ -127,7 +133,7 @@ def _join(state: list[Tensor] | Tensor, empty: Tensor) -> Tensor:
 
 def _check_repeats(rows: Tensor, indices: Tensor, first: Tensor) -> None:
     # Predictions may differ by a pixel from process to process, the truth of one image never does.
-    truth = torch.stack([rows[..., 0] + rows[..., 2], rows[..., 1] + rows[..., 3]], dim=-1)
+    truth = pixels_of_truth(rows)
     differ = ~first[1:] & (truth[1:] != truth[:-1]).flatten(1).any(1)
     if differ.any():
         raise ValueError(

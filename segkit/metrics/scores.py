@@ -64,32 +64,36 @@ class Scores:
 
     A class absent from truth and prediction has none of them. A class predicted but absent from the truth scores 0
     in iou, dice, precision and recall.
+
+    Attributes:
+        counts: what the scores are made of; `segkit.metrics.definitions` makes others of it.
+        images: how many were counted.
     """
 
     def __init__(self, counts: Counts) -> None:
+        self.counts = counts
         self.format = counts.format
         self.images = len(counts)
-        self._rows = counts.rows
         self._pooled = counts.rows.sum(0)
 
     @classmethod
     def join(cls, scores: Sequence[Scores]) -> Scores:
         """Scores of all images of several, which have one format: counts are summed, not scores averaged."""
-        rows = torch.cat([each._rows for each in scores])
+        rows = torch.cat([each.counts.rows for each in scores])
         return cls(Counts(scores[0].format, rows, torch.arange(len(rows))))
 
     @property
     def absent(self) -> list[str]:
         """Names of the classes that neither the truth nor a prediction holds, anywhere."""
-        return [name for name, here in zip(self.format.names, _present(self._pooled).tolist(), strict=True) if not here]
+        return [name for name, here in zip(self.format.names, present(self._pooled).tolist(), strict=True) if not here]
 
     def pooled(self, name: str) -> ClassScores:
         """Score `name` of each class from pixels summed over the data set."""
-        return self._by_class(_ratio(name, self._pooled))
+        return self._by_class(ratio(name, self._pooled))
 
     def per_image(self, name: str) -> ClassScores:
         """Score `name` of each class, averaged over the images where the class occurs on either side."""
-        return self._by_class(_ratio(name, self._rows).nanmean(0))
+        return self._by_class(ratio(name, self.counts.rows).nanmean(0))
 
     def means(self) -> dict[str, float | None]:
         """Every mean by one flat name, `pooled_iou`, `per_image_dice` and so on, for logs and monitors."""
@@ -129,7 +133,7 @@ class Scores:
         )
 
 
-def _ratio(name: str, rows: Tensor) -> Tensor:
+def ratio(name: str, rows: Tensor) -> Tensor:
     """(..., 4) int64 counts to (...) float64 scores, NaN where there is none."""
     if name not in _RATIOS:
         raise ValueError(f"score {name!r} is not known: expected one of {', '.join(SCORE_NAMES)}.")
@@ -138,9 +142,9 @@ def _ratio(name: str, rows: Tensor) -> Tensor:
     # there is no specificity to speak of.
     empty = torch.nan if name == "specificity" else 0.0
     score = torch.where(bottom > 0, top.double() / bottom.clamp_min(1), empty)
-    return torch.where(_present(rows), score, torch.nan)
+    return torch.where(present(rows), score, torch.nan)
 
 
-def _present(rows: Tensor) -> Tensor:
+def present(rows: Tensor) -> Tensor:
     """(..., 4) int64 to (...) bool: the class is in the truth or in the prediction."""
     return rows[..., :3].sum(-1) > 0

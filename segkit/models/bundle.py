@@ -1,7 +1,7 @@
 """A bundle: one folder with all that predicting needs.
 
 `model.safetensors` holds the network's tensors, `segkit.json` everything else: format with thresholds, codec,
-architecture, encoder, bands, pixel statistics, versions. Loading one executes no code from it.
+architecture, encoder, bands, pixel statistics, post-processing, versions. Loading one executes no code from it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from segkit.data.reading import ImageReading
 from segkit.formats.codec import Codec
 from segkit.formats.codecs import open_codec
+from segkit.formats.files import write_whole
 from segkit.formats.mask_format import MaskFormat
 from segkit.models.builder import build_model
 from segkit.models.bundle_files import DESCRIPTION, WEIGHTS, find_bundle, installed_versions, read_description
 from segkit.models.segmenter import Segmenter
 from segkit.models.statistics import PixelStatistics
+from segkit.models.steps import Steps, open_steps, steps_to_list
 from segkit.ops.sizes import resize_from_json, resize_to_json
 
 
@@ -100,10 +102,24 @@ def load_model(
         )
         model.statistics = PixelStatistics(**described["statistics"])
         model.reading = ImageReading(**described["reading"])
+        model.postprocess = open_steps(described.get("postprocess", []), format)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / DESCRIPTION}: describes no model: {_reason(error)}") from error
     load_weights(model, folder)
     return model.to(device).eval()
+
+
+def update_bundle(path: str | Path, format: MaskFormat, postprocess: Steps, **notes: Any) -> None:
+    """Write other thresholds and steps of post-processing into a bundle or run folder; weights stay.
+
+    Args:
+        format: that of the model, `with_thresholds`.
+        notes: JSON-ready values to keep beside it, in place of those of the same names.
+    """
+    folder = find_bundle(Path(path))
+    described = read_description(folder) | {"format": format.to_dict(), "postprocess": steps_to_list(postprocess)}
+    text = json.dumps(described | notes, indent=2, ensure_ascii=False)
+    write_whole(folder / DESCRIPTION, (text + "\n").encode())
 
 
 def load_weights(model: Segmenter, folder: Path) -> None:
@@ -136,6 +152,7 @@ def _describe(model: Segmenter, codec: Codec | None, notes: dict[str, Any]) -> d
         "resize": resize_to_json(model.resize),
         "reading": asdict(model.reading),
         "statistics": asdict(model.statistics),
+        "postprocess": steps_to_list(model.postprocess),
         "versions": installed_versions(),
         **notes,
     }

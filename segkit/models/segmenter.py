@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from segkit.data.reading import ImageReading
 from segkit.formats.mask_format import MaskFormat
 from segkit.models.statistics import DEFAULT_CLIPPING, Clipping, PixelStatistics, pixel_statistics
+from segkit.models.steps import Steps
 from segkit.models.upsampling import find_last_upsampling
 from segkit.ops.sizes import Resize, fit_size, resample
 from segkit.ops.upsample import CoarseLogits
@@ -24,7 +25,7 @@ from segkit.ops.upsample import CoarseLogits
 log = logging.getLogger("segkit")
 
 _FULL_RANGE = {torch.uint8: 255.0, torch.uint16: 65535.0}
-_DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
+STORED_DTYPES = {"uint8": torch.uint8, "uint16": torch.uint16, "float32": torch.float32}
 # Training images that tell whether all are as deep as the model's statistics say.
 FEW = 16
 
@@ -58,6 +59,9 @@ class Segmenter(nn.Module):
         pretrained: the encoder has learned before, so training gives it a lower learning rate.
         reading: how image files become arrays; `gray` follows from the number of bands.
         clipping: what `fit_statistics` clips.
+
+    Attributes:
+        postprocess: steps for decoded planes, of `open_steps`; none at first.
     """
 
     def __init__(
@@ -88,6 +92,7 @@ class Segmenter(nn.Module):
         self.resize = resize
         self.pretrained = pretrained
         self.clipping = clipping
+        self.postprocess: Steps = ()
         self.statistics = statistics
         self.reading = reading
         self.new_head_bias: Tensor | None = None  # see `segkit.models.head`
@@ -214,13 +219,12 @@ class Segmenter(nn.Module):
         return nullcontext() if self._last_upsampling is None else self._last_upsampling.left_out()
 
     def _full_range_scale(self, dtype: torch.dtype) -> float:
-        trained = _DTYPES[self.statistics.dtype]
-        if dtype == trained or dtype not in _FULL_RANGE or trained not in _FULL_RANGE:
-            return 1.0
-        if not self._told_rescale:
+        trained = STORED_DTYPES[self.statistics.dtype]
+        scale = full_range_scale(dtype, trained)
+        if scale != 1.0 and not self._told_rescale:
             self._told_rescale = True
             log.warning("images are %s, the model was made for %s: rescaled by full range.", dtype, trained)
-        return _FULL_RANGE[trained] / _FULL_RANGE[dtype]
+        return scale
 
     def fit_statistics(self, images: Callable[[], Iterable[np.ndarray]]) -> None:
         """Take pixel statistics from training images where the model has only defaults, or those of another depth.
@@ -254,6 +258,13 @@ class Segmenter(nn.Module):
         if source in ("default", "reading") or (source == "encoder" and self.clipping.is_asked_for):
             return False
         return bool(dtypes) and str(np.result_type(*dtypes)) == self.statistics.dtype
+
+
+def full_range_scale(given: torch.dtype, wanted: torch.dtype) -> float:
+    """What values of one integer depth are multiplied with to be of another; 1 where either is float."""
+    if given not in _FULL_RANGE or wanted not in _FULL_RANGE:
+        return 1.0
+    return _FULL_RANGE[wanted] / _FULL_RANGE[given]
 
 
 def pad_to_stride(images: Tensor, stride: int, min_side: int = 1) -> Tensor:

@@ -71,6 +71,18 @@ def decode_above(logits: CoarseLogits, limits: Sequence[float], dtype: torch.dty
     return result
 
 
+def plain_indices(logits: Tensor, dtype: torch.dtype, limit: float | None = None, none_index: int = 0) -> Tensor:
+    """`decode_indices` of (N, C, H, W) logits in a few operations on whole tensors, which exporters can follow."""
+    best, index = at_least_float32(logits).max(1, keepdim=True)
+    return (index if limit is None else torch.where(best > limit, index, none_index)).to(dtype)
+
+
+def plain_above(logits: Tensor, limits: Sequence[float], dtype: torch.dtype) -> Tensor:
+    """`decode_above` of (N, C, H, W) logits in a few operations on whole tensors, which exporters can follow."""
+    borders = torch.tensor(limits, device=logits.device).view(1, -1, 1, 1)
+    return (at_least_float32(logits) > borders).to(dtype)
+
+
 def _has_kernel(logits: CoarseLogits) -> bool:
     return runs_triton(logits.values.device) and math.prod(logits.shape) > 0
 

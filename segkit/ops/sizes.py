@@ -50,13 +50,24 @@ def fit_size(size_hw: tuple[int, int], resize: Resize, spacing_mm: Sequence[floa
     if isinstance(resize, Spacing):
         return _size_at(resize, size_hw, spacing_mm)
     if isinstance(resize, int) and not isinstance(resize, bool) and resize > 0:
-        scale = resize / max(size_hw)
-        return max(1, round(size_hw[0] * scale)), max(1, round(size_hw[1] * scale))
+        longest = max(size_hw)
+        return max(1, scaled(size_hw[0], resize, longest)), max(1, scaled(size_hw[1], resize, longest))
     if isinstance(resize, Sequence) and not isinstance(resize, str) and len(resize) == 2:
         height, width = resize
         if all(isinstance(n, int) and n > 0 for n in resize):
             return height, width
     raise ValueError(f"resize is {resize!r}: expected [height, width] or the length of the longer side, in pixels.")
+
+
+def scaled(side: int, resize: int, longest: int) -> int:
+    """`side * resize / longest`, rounded, halves to the even number.
+
+    In whole numbers, which the graph of an exported model computes as well: floats would see some halves as less.
+    """
+    part = 2 * longest
+    rounded, rest = (2 * side * resize + longest) // part, (2 * side * resize + longest) % part
+    half = 1 - (rest + part - 1) // part  # 1 where nothing is left, else 0
+    return rounded - half * (rounded % 2)
 
 
 def resample(images: Tensor, size_hw: tuple[int, int]) -> Tensor:

@@ -70,7 +70,9 @@ class TrainSettings(Settings):
     """How long, how fast, and where.
 
     Attributes:
-        epochs: passes over the training set.
+        epochs: an epoch sees every training image `repeat` times; validation and a checkpoint follow it.
+        repeat: passes over the training images in an epoch, each in another order with other augmentation. For sets so
+            small that an epoch of one pass is over in a few steps.
         batch_size: images per device and step; `auto` for as many as fit in its memory, see
             `segkit.training.batch_size.fit_batch_size`.
         lr: peak learning rate of decoder and head.
@@ -110,9 +112,12 @@ class TrainSettings(Settings):
         loggers: which of `LOGGERS` get the numbers of the run: a list of names, or options by name, which are those of
             the Lightning logger (for W&B also of `wandb.init`), such as `{wandb: {project: nuclei, mode: offline}}`.
         pictures_every: epochs from one sheet of validation pictures to the next; None draws none while training.
+        golden_images: so many crops of validation images, without validation of training images, are kept in the
+            bundle with their predicted masks, see `segkit.inference.golden`; 0 keeps none.
     """
 
     epochs: PositiveInt = 50
+    repeat: PositiveInt = 1
     batch_size: PositiveInt | Literal["auto"] = 8
     lr: PositiveFloat = 1e-3
     optimizer: str | dict[str, Any] = "adamw"
@@ -144,6 +149,7 @@ class TrainSettings(Settings):
     workers: int | None = Field(None, ge=0)
     loggers: dict[str, dict[str, Any]] = {"tensorboard": {}}
     pictures_every: PositiveInt | None = 10
+    golden_images: int = Field(3, ge=0, le=32)
 
     @field_validator("mix", mode="before")
     @classmethod

@@ -290,3 +290,57 @@ def test_describe_is_one_short_line_without_colours():
     assert BINARY.describe() == "binary sigmoid [vessel]"
     assert TWO.describe() == "multiclass softmax [background, vessel]"
     assert MANY.describe() == "multiclass softmax [0, 1, ...300 in all]"
+
+
+def test_thresholds_are_replaced_where_a_format_has_some():
+    several = MaskFormat.multilabel(["a", MaskClass("b", (1, 2, 3))], thresholds=[0.2, 0.5])
+    assert [(g.classes, g.threshold, g.optional) for g in several.threshold_groups] == [
+        ((0,), 0.2, False),
+        ((1,), 0.5, False),
+    ]
+    assert several.with_thresholds([0.3, 0.7]) == MaskFormat.multilabel(several.classes, thresholds=[0.3, 0.7])
+    shared = MaskFormat.multiclass(["a", "b", "c"], "sigmoid")
+    assert [tuple(group) for group in shared.threshold_groups] == [((0, 1, 2), None, True)]
+    assert shared.with_thresholds([0.3]) == MaskFormat.multiclass(["a", "b", "c"], "sigmoid", 0.3)
+    assert shared.with_thresholds([0.3]).with_thresholds([None]) == shared
+    softmax = MaskFormat.multiclass(["a", "b"])
+    assert softmax.threshold_groups == ()
+    assert softmax.with_thresholds([]) is softmax
+    for format, given in ((several, [0.3]), (shared, [0.3, 0.4]), (softmax, [0.3]), (several, [0.3, 1.0])):
+        with pytest.raises(ValueError, match="threshold"):
+            format.with_thresholds(given)
+
+
+@pytest.mark.parametrize("format", ALL[:5], ids=MaskFormat.describe)
+def test_claims_are_the_logits_of_the_classes_that_could_be_decoded(format):
+    logits = torch.randn(2, format.num_classes, 5, 7, generator=torch.Generator().manual_seed(0)).round(decimals=1)
+    claims = format.claims(logits)
+    held = claims > -torch.inf
+    assert torch.equal(claims[held], logits[held])
+    if format.classes_overlap:
+        assert held.all()
+    else:
+        assert torch.equal(held, format.expand(logits.argmax(1, keepdim=True)))
+
+
+@pytest.mark.parametrize("format", ALL[:5], ids=MaskFormat.describe)
+def test_planes_are_changed_class_by_class(format):
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(size=(1, format.num_classes, 6, 9)))
+    planes = format.decode(logits)[0].permute(1, 2, 0).numpy().astype(format.dtype)
+    planes[0, 0] = format.ignore_index
+    number = format.num_classes - 1
+    held, where = format.holds(planes, number), rng.random((6, 9)) < 0.5
+    put, removed = planes.copy(), planes.copy()
+    format.put(put, number, where)
+    format.remove(removed, number, where)
+    for changed in (put, removed):
+        assert (changed[0, 0] == format.ignore_index).all()
+    where[0, 0] = False
+    assert np.array_equal(format.holds(put, number), held | where)
+    assert np.array_equal(format.holds(removed, number), held & ~where)
+    assert np.array_equal(removed[~where], planes[~where])
+    vacant = format.vacant(planes, number)
+    assert not (vacant & held).any()
+    assert not vacant[0, 0]
+    assert vacant.any()

@@ -375,3 +375,45 @@ def test_an_input_written_anew_gives_its_new_header(tmp_path):
         codec.write(tmp_path / str(depth), "a@z001", np.zeros((5, 4, 1), np.uint8), like=image)
         codec.finish(tmp_path / str(depth))
         assert volume_shape(tmp_path / str(depth) / "a.nii.gz") == (4, 5, depth)
+
+
+@pytest.mark.parametrize("axis", "xyz")
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_whole_volumes_are_what_their_slices_are(tmp_path, axis, suffix):
+    image = save(tmp_path / "images" / f"c{suffix}", np.zeros(SHAPE, np.int16))
+    codec = open_codec({"name": "nifti", "axis": axis, "ignored_values": [9]}, ORGANS)
+    marked = labels()
+    marked[2, 3, 4] = 255
+    count = SHAPE["xyz".index(axis)]
+    planes = np.stack([volume_slice(marked, axis, index)[..., None] for index in range(count)])
+    stems = [slice_stem("night/c", axis, index) for index in range(count)]
+    codec.write_volume(tmp_path / "whole", stems, planes, like=image)
+    for stem, plane in zip(stems, planes, strict=True):
+        codec.write(tmp_path / "slices", stem, plane, like=image)
+    codec.finish(tmp_path / "slices")
+    whole, slices = (tmp_path / name / "night" / "c.nii.gz" for name in ("whole", "slices"))
+    assert whole.read_bytes() == slices.read_bytes()
+    assert codec.stems(tmp_path / "whole") == stems
+    assert np.array_equal(np.stack([codec.read(tmp_path / "whole", stem) for stem in stems]), planes)
+    assert [p.name for p in (tmp_path / "whole").iterdir()] == ["night"]
+    # Without a header to copy, as slices are written.
+    codec.write_volume(tmp_path / "alone", stems, planes)
+    codec.finish(tmp_path / "alone")
+    assert np.array_equal(codec.read(tmp_path / "alone", stems[1]), planes[1])
+
+
+def test_a_volume_with_slices_missing_or_of_another_size_is_not_written(tmp_path):
+    image = save(tmp_path / "images" / "c.nii.gz", np.zeros(SHAPE, np.int16))
+    codec = open_codec("nifti", ORGANS)
+    stems, planes = [slice_stem("c", "z", i) for i in range(6)], np.zeros((6, 5, 4, 1), np.uint8)
+    for wrong_stems, wrong in (
+        (stems[1:], planes[1:]),
+        (stems[::-1], planes),
+        (stems, planes.swapaxes(1, 2)),
+        (stems, planes[1:]),
+    ):
+        with pytest.raises(ValueError, match="are not all slices of"):
+            codec.write_volume(tmp_path / "out", wrong_stems, wrong, like=image)
+    with pytest.raises(ValueError, match="planes are int16"):
+        codec.write_volume(tmp_path / "out", stems, planes.astype(np.int16), like=image)
+    assert not (tmp_path / "out").exists()

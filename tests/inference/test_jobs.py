@@ -373,30 +373,64 @@ def test_options_that_mean_nothing_are_refused(tmp_path, images, predictor):
         predictor.predict_files([images], tmp_path / "out", batch_size=0)
 
 
-def test_slices_with_gaps_are_named_at_the_end_and_joined_once_the_rest_is_there(tmp_path):
+def test_what_cannot_be_joined_is_named_and_joined_once_it_can(tmp_path, images, predictor, monkeypatch):
+    def refuse(root):
+        raise ValueError("no room for the whole")
+
+    out = tmp_path / "out"
+    monkeypatch.setattr(predictor.codec, "finish", refuse)
+    report = predictor.predict_files([images], out, objects=True)
+    assert report.failed[-1] == (str(out), "no room for the whole")
+    assert predictor.predict_files([images], out, objects=True, resume=True) == report
+    monkeypatch.undo()
+    again = predictor.predict_files([images], out, objects=True, resume=True)
+    assert (again.done, again.failed) == (10, report.failed[:-1])
+    assert len(json.loads((out / "_objects.json").read_text())["images"]) == 10
+
+
+def volumes(folder: Path, names: str) -> Path:
     import nibabel
 
-    format = MaskFormat.multiclass(["left", "right"])  # nothing says "not looked at"
-    voxels = np.random.default_rng(0).normal(0, 100, (24, 20, 4)).astype(np.float32)
-    (tmp_path / "in").mkdir()
-    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "in" / "a.nii.gz")
+    folder.mkdir()
+    for number, name in enumerate(names):
+        voxels = np.random.default_rng(number).normal(0, 100, (24, 20, 3)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), folder / f"{name}.nii.gz")
+    return folder
 
-    class Refusing(Predictor):
-        """Refuses the third slice."""
 
-        def answers(self, images, spacings, probabilities):
-            if any(np.array_equal(image[..., 0], voxels[:, :, 2].T) for image in images):
-                raise ValueError("no such slice")
-            return super().answers(images, spacings, probabilities)
+def test_volumes_are_batches_of_their_own_and_kept_whole(tmp_path):
+    given = volumes(tmp_path / "in", "abc")
+    (given / "b.nii.gz").write_bytes((given / "b.nii.gz").read_bytes()[:-2000])
+    predictor = Predictor(model(in_channels=1), open_codec("nifti", FORMAT), device="cpu")
+    seen = []
+    report = predictor.predict_files([given], tmp_path / "out", progress=lambda *counts: seen.append(counts))
+    assert (report.done, len(report.failed)) == (6, 1)
+    assert seen == sorted(seen)
+    assert seen[-1] == (9, 9)
+    entries = read_journals([tmp_path / "out" / JOURNAL]).entries
+    assert [(entry.done, len(entry.failed)) for _, entry in sorted(entries.items())] == [(3, 0), (0, 1), (3, 0)]
+    assert read_quarantine(tmp_path / "out" / "_quarantine.txt", "train")[0] == ["b"]
+    whole = contents(tmp_path / "out")
+    (tmp_path / "out" / "a.nii.gz").unlink()
+    report = predictor.predict_files([given], tmp_path / "out", overwrite="never")
+    assert (report.done, report.kept, len(report.failed)) == (6, 3, 1)
+    assert contents(tmp_path / "out") == whole
 
-    refusing = Refusing(model(format, in_channels=1), open_codec("nifti", format), device="cpu")
-    report = refusing.predict_files([tmp_path / "in"], tmp_path / "out")
-    assert report.done == 3
-    reasons = " ".join(reason for _, reason in report.failed)
-    assert "no such slice" in reasons
-    assert "480 voxels lie in slices that were not written" in reasons
-    again = Predictor(refusing.model, refusing.codec, device="cpu")
-    # The slices that were done wait; only what is missing is written.
-    report = again.predict_files([tmp_path / "in"], tmp_path / "out", overwrite="never")
-    assert (report.done, report.kept, report.failed) == (4, 3, [])
-    assert nibabel.load(tmp_path / "out" / "a.nii.gz").shape == (24, 20, 4)
+
+def test_a_volume_that_does_not_fit_into_memory_is_computed_slice_by_slice(tmp_path, monkeypatch):
+    given = volumes(tmp_path / "in", "a")
+    predictor = Predictor(model(in_channels=1), open_codec("nifti", FORMAT), device="cpu")
+    predictor.predict_files([given], tmp_path / "whole")
+    network, sizes = predictor.model, []
+    answer = network.predict_coarse_logits
+
+    def with_room_for_one(images, spacing_mm=None):
+        sizes.append(len(images))
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return answer(images, spacing_mm)
+
+    monkeypatch.setattr(network, "predict_coarse_logits", with_room_for_one)
+    report = predictor.predict_files([given], tmp_path / "out")
+    assert (report.done, report.failed, sizes) == (3, [], [3, 1, 1, 1])
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")

@@ -15,7 +15,7 @@ from segkit.formats.mask_format import MaskFormat
 from segkit.inference.objects import find_objects, join_objects, object_line
 from segkit.inference.predictor import Predictor
 from segkit.models.builder import build_model
-from segkit.ops.upsample import CoarseLogits
+from tests.painted import Painted as PaintedModel
 from tests.scenes import FORMATS, write_set
 
 EXCLUSIVE = MaskFormat.multiclass(["background", "cat", "dog"])
@@ -91,10 +91,11 @@ def test_the_objects_of_a_class_are_its_mask_once(tmp_path_factory, format, size
 class Painted(Predictor):
     """Predicts what the image shows: of each class, logit 4 where the red band holds its number, else -4."""
 
-    def _batch_logits(self, images, spacings):
-        numbers = torch.arange(self.model.format.num_classes)[:, None, None]
-        shown = [torch.from_numpy(image[..., 0].copy()) == numbers for image in images]
-        return [CoarseLogits.of(torch.where(held, 4.0, -4.0)[None]) for held in shown]
+    def answers(self, images, spacings, probabilities):
+        format, numbers = self.model.format, torch.arange(self.model.format.num_classes)[:, None, None]
+        shown = [torch.where(torch.from_numpy(image[..., 0].copy()) == numbers, 4.0, -4.0)[None] for image in images]
+        planes = [format.decode(logits)[0].numpy().transpose(1, 2, 0).astype(format.dtype) for logits in shown]
+        return [(plane, format.probabilities(logits)[0].numpy()) for plane, logits in zip(planes, shown, strict=True)]
 
 
 def painted(format, codec):
@@ -164,10 +165,7 @@ def test_slices_of_a_volume_are_images_of_their_own(tmp_path):
     voxels = np.zeros((6, 5, 3), np.float32)
     voxels[1:3, 2, 1] = 1
     nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / "in" / "case.nii.gz")
-    network = build_model(
-        "unet", "tu-test_resnet", format, weights=None, decoder_channels=[16, 8, 8, 8, 8], in_channels=1
-    )
-    predictor = Painted(network, open_codec("nifti", format), device="cpu")
+    predictor = Predictor(PaintedModel(format), open_codec("nifti", format), device="cpu")
     report = predictor.predict_files([tmp_path / "in"], tmp_path / "out", objects=True)
     assert (report.done, report.failed) == (3, [])
     file = json.loads((tmp_path / "out" / "_objects.json").read_text())
