@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -182,8 +183,13 @@ def _predict(config: Experiment, run: Path, codec: Codec, out: Path, update: Cal
     predictor = Predictor(run, codec, device=config.train.device)
     reading = predictor.model.reading
     data = open_part(config, "held_out", codec, reading).across(reading.main_axis)
+    whole = lru_cache(1)(predictor.predict_volume)
     for index in range(len(data)):
-        planes = predictor.predict_sample(data.read(index))
+        image = data.image_ref(index)
+        if image.index is None:
+            planes = predictor.predict_sample(data.read(index))
+        else:
+            planes = whole(replace(image, index=0))[image.index]
         codec.write(out, data.prediction_stem(index), planes, like=data.image_path(index))
         update(index + 1, len(data))
 
