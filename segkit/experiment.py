@@ -147,18 +147,26 @@ def train_experiment(
         progress: called with a word on what is counted; gives a context manager whose value is called with
             (done, in all). None shows nothing.
     """
-    from segkit.inference.evaluate import evaluate
-    from segkit.training.fit import fit, refuse_used_folder
-    from segkit.training.launching import others_may_end
+    from segkit.training.fit import refuse_used_folder
+    from segkit.training.run_lock import only_process_in
 
     if not resume:
         refuse_used_folder(out)
     if not is_main_process():
         tell, progress = (lambda line: None), None
-    counted = progress if progress is not None else silent_progress
     ready = prepare(config, resume=resume, check=not resume, tell=tell, progress=progress)
+    with only_process_in(out):
+        if not resume:
+            refuse_used_folder(out)  # preparing took a while
+        return _train(ready, out, resume, tell, progress if progress is not None else silent_progress)
+
+
+def _train(ready: Prepared, out: Path, resume: bool, tell: Callable[[str], None], counted: Any) -> Scores:
+    from segkit.inference.evaluate import evaluate
+    from segkit.training.fit import fit
+    from segkit.training.launching import others_may_end
+
     config, model, parts = ready.config, ready.model, ready.parts
-    out.mkdir(parents=True, exist_ok=True)
     if is_main_process():
         write_whole(out / "config.yaml", config.to_yaml().encode())
     result = fit(model, parts.train, parts.val, out=out, loss=ready.loss, resume=resume, tell=tell, **ready.settings)
@@ -214,17 +222,24 @@ def sized(config: Experiment, model: Segmenter, parts: Parts, loss: Any, tell: C
 
 
 def resume_experiment(run: Path, *, tell: Callable[[str], None] = print, progress: Any = None) -> Scores | None:
-    """Go on with the run in `run`; None if it is finished already."""
+    """Go on with the run in `run`; None if it is finished already.
+
+    Raises:
+        ValueError: no run folder, or one that another process works in.
+    """
+    from segkit.training.run_lock import only_process_in
+
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run}: no config.yaml here; expected a run folder that `segkit train` wrote.")
     if (run / "scores.json").is_file():
         return None
-    config = read_config(run / "config.yaml")
-    begun = (run / "checkpoints" / "last.ckpt").is_file()
-    if not begun and is_main_process():  # stopped before the first checkpoint was whole: starts anew
-        for folder in (run / "checkpoints", run / "model", *run.glob(".model-*")):
-            shutil.rmtree(folder, ignore_errors=True)
-    return train_experiment(config, run, resume=begun, tell=tell, progress=progress)
+    with only_process_in(run):
+        config = read_config(run / "config.yaml")
+        begun = (run / "checkpoints" / "last.ckpt").is_file()
+        if not begun and is_main_process():  # stopped before the first checkpoint was whole: starts anew
+            for folder in (run / "checkpoints", run / "model", *run.glob(".model-*")):
+                shutil.rmtree(folder, ignore_errors=True)
+        return train_experiment(config, run, resume=begun, tell=tell, progress=progress)
 
 
 def open_evaluation(

@@ -50,7 +50,8 @@ def train(
         if dry_run:
             from segkit.dry_run import show_plan
 
-            show_plan(read_config(path, overrides or []), json, progress)
+            with preemptible():  # so that its temporary folder goes
+                show_plan(read_config(path, overrides or []), json, progress)
             return
         if find_lr:
             from segkit.lr_search import lr_picture, search_lr

@@ -22,6 +22,7 @@ from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from segkit.inference.golden import GoldenImages
 from segkit.models.segmenter import STORED_DTYPES, full_range_scale
+from segkit.models.steps import Steps, open_steps
 from segkit.ops.sizes import Resize, resample, resize_from_json
 from segkit.ops.upsample import CoarseLogits
 
@@ -97,6 +98,7 @@ class ExportedModel:
             self.reading = ImageReading(**described["reading"])
             self.resize: Resize = resize_from_json(described["resize"])
             self.in_channels: int = described["in_channels"]
+            self.postprocess: Steps = open_steps(described.get("postprocess", []), self.format)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}: not a file that `segkit export` wrote, or from a version that segkit cannot read: {error!r}"

@@ -21,7 +21,8 @@ from segkit.inference.models import open_model
 from segkit.inference.predictor import Predictor
 from segkit.inference.verify import Comparison, verify
 from segkit.models.builder import build_model
-from segkit.models.bundle import load_model, save_bundle
+from segkit.models.bundle import load_model, save_bundle, update_bundle
+from segkit.models.steps import MinimumSize
 from tests.inference.test_export import KINDS, SMALL, Blurry, bundle_of, images_of, wake_up
 from tests.scenes import write_set
 from tests.test_cli import segkit
@@ -33,6 +34,7 @@ def made(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("exported")
     data = write_set(root / "data", KINDS["overlapping"], 4, size_hw=(70, 93))
     bundle = bundle_of(root / "m", KINDS["overlapping"], **SMALL)
+    update_bundle(bundle, KINDS["overlapping"], (MinimumSize(("left",), pixels=40),))
     keep_golden(load_model(bundle), data, bundle, 2)
     assert segkit("export", bundle, "--out", root / "model.onnx", "--json", root / "onnx.json") == 0
     assert segkit("export", bundle, "--format", "torch", "--out", root / "model.pt2") == 0
@@ -47,6 +49,7 @@ def test_segkit_predict_writes_the_masks_of_the_bundle(made, tmp_path, file):
     found = {name: path for name, path in walk(tmp_path / "file") if name.endswith(".png")}
     assert wanted.keys() == found.keys()
     assert len(wanted) == 8
+    assert open_exported(made / file).postprocess == load_model(made / "m").postprocess != ()
     for name, path in wanted.items():
         assert path.read_bytes() == found[name].read_bytes(), name
     with (
