@@ -24,6 +24,7 @@ from segkit.processes import started_by_launcher
 from segkit.training.distributed import count_processes
 from segkit.training.fit import fit
 from segkit.training.run_callbacks import CHECKPOINT
+from segkit.training.settings import TrainSettings
 
 # Batches before times count: memory is taken, kernels are chosen, workers start.
 _WARM_UP, _TIMED = 2, 5
@@ -57,8 +58,12 @@ def dry_run(config: Experiment, *, tell: Callable[[str], None] = print, progress
     if started_by_launcher() is not None:
         raise ValueError("--dry-run runs in one process: leave torchrun or srun away; the plan counts all processes.")
     processes = count_processes(config.train, pick_device(config.train.device)).total
+    before = peak_memory()
     ready = prepare(config, resume=False, check=False, tell=tell, progress=progress)
-    watch = _Stopwatch(_WARM_UP + _TIMED, config.train.accumulate)
+    # A search for the batch size has trained already, so that the peak would not rise any more.
+    watch = _Stopwatch(
+        _WARM_UP + _TIMED, config.train.accumulate, before if config.train.batch_size == "auto" else peak_memory()
+    )
     # A frozen encoder would need less time and memory than the epochs after it. One epoch is always validated.
     brief = {**_alone(config), "epochs": 1, "freeze_encoder_epochs": 0}
     if config.train.pictures_every is not None:
@@ -86,16 +91,19 @@ def dry_run(config: Experiment, *, tell: Callable[[str], None] = print, progress
 def plan_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
     """The plan as lines of a table: what, and how much of it."""
     images = ", ".join(f"{count} {name}" for name, count in plan["images"].items())
+    if plan["repeat"] > 1:
+        images = images.replace(" training", f" training, {plan['repeat']} times per epoch", 1)
     height, width = plan["train_size_hw"]
     processes, accumulate = plan["processes"], plan["accumulate"]
     batch = f"{plan['batch_size']} of {height} x {width} pixels"
     batch += f" in each of {processes} processes" if processes > 1 else ""
     batch += f", {accumulate} batches for one step" if accumulate > 1 else ""
+    epochs = "1 epoch" if plan["epochs"] == 1 else f"{plan['epochs']} epochs"
     rows = [
         ("images", images),
         ("batch", batch),
         ("parameters", f"{plan['parameters'] / 1e6:.2f} million"),
-        ("optimizer steps", f"{plan['steps_per_epoch']} per epoch, {plan['steps']} in {plan['epochs']} epochs"),
+        ("optimizer steps", f"{plan['steps_per_epoch']} per epoch, {plan['steps']} in {epochs}"),
         ("time per step", _duration(plan["step_s"])),
     ]
     if plan["validation_image_s"] is not None:
@@ -111,15 +119,20 @@ def plan_rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 class _Stopwatch(Callback):
-    """Ends the epoch and its validation after a few batches, and keeps the seconds of each."""
+    """Ends the epoch and its validation after a few batches, and keeps the seconds of each.
 
-    def __init__(self, batches: int, accumulate: int) -> None:
+    Args:
+        batches: to train, rounded up to whole steps of `accumulate`.
+        peak_bytes: that of the process before, see `peak_memory`.
+    """
+
+    def __init__(self, batches: int, accumulate: int, peak_bytes: int | None) -> None:
         self.batches = -(-batches // accumulate) * accumulate  # whole steps
         self.train_s: list[float] = []
         self.image_s: list[float] = []
         self.memory_bytes: int | None = None
         self.size_hw: list[int] = []
-        self._since_s, self._rss = 0.0, peak_memory()
+        self._since_s, self._peak_bytes = 0.0, peak_bytes
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         trainer.limit_train_batches, trainer.limit_val_batches = self.batches, _VALIDATED
@@ -147,8 +160,8 @@ class _Stopwatch(Callback):
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if module.device.type == "cuda":
             self.memory_bytes = torch.cuda.max_memory_allocated(module.device)
-        elif self._rss is not None:
-            self.memory_bytes = (peak_memory() or 0) - self._rss
+        elif self._peak_bytes is not None:
+            self.memory_bytes = (peak_memory() or 0) - self._peak_bytes
 
     def _lap(self, module: L.LightningModule) -> float:
         """Seconds since the last call, waiting for what the device still computes."""
@@ -171,6 +184,7 @@ def _counts(ready: Prepared, processes: int, watch: _Stopwatch) -> dict[str, Any
     parts = {"training": train, "validation": there.val, "test": there.test, "held out": there.held_out}
     return {
         "images": {name: len(data) for name, data in parts.items() if data is not None},
+        "repeat": chosen.repeat,
         "train_size_hw": watch.size_hw,
         "batch_size": chosen.batch_size,
         "accumulate": chosen.accumulate,
@@ -181,7 +195,7 @@ def _counts(ready: Prepared, processes: int, watch: _Stopwatch) -> dict[str, Any
 
 def _times(ready: Prepared, processes: int, watch: _Stopwatch) -> dict[str, Any]:
     chosen, val = ready.config.train, ready.parts.val
-    batches = _batches(len(ready.parts.train), chosen.known_batch_size, processes)
+    batches = _batches(len(ready.parts.train), chosen, processes)
     batch_s = _typical(watch.train_s, _WARM_UP)
     image_s = _typical(watch.image_s, 1) if val is not None else None
     validation_s = 0.0 if val is None or image_s is None else image_s * -(-len(val) // processes)
@@ -200,10 +214,11 @@ def _times(ready: Prepared, processes: int, watch: _Stopwatch) -> dict[str, Any]
     }
 
 
-def _batches(images: int, batch_size: int, processes: int) -> int:
+def _batches(images: int, settings: TrainSettings, processes: int) -> int:
     """Batches of one process in an epoch; see `segkit.data.loaders.train_loader`."""
-    own = len(SeededSampler(images, world_size=processes, enough=batch_size))
-    return max(1, own // batch_size)
+    size = settings.known_batch_size
+    own = len(SeededSampler(images, world_size=processes, enough=size, repeat=settings.repeat))
+    return max(1, own // size)
 
 
 def _typical(seconds: list[float], warm_up: int) -> float:

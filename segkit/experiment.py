@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from segkit.parts import (
     working_size,
 )
 from segkit.processes import is_main_process
+
+if TYPE_CHECKING:
+    from segkit.inference.models import SegmentationModel
 
 log = logging.getLogger("segkit")
 
@@ -147,18 +150,26 @@ def train_experiment(
         progress: called with a word on what is counted; gives a context manager whose value is called with
             (done, in all). None shows nothing.
     """
-    from segkit.inference.evaluate import evaluate
-    from segkit.training.fit import fit, refuse_used_folder
-    from segkit.training.launching import others_may_end
+    from segkit.training.fit import refuse_used_folder
+    from segkit.training.run_lock import only_process_in
 
     if not resume:
         refuse_used_folder(out)
     if not is_main_process():
         tell, progress = (lambda line: None), None
-    counted = progress if progress is not None else silent_progress
     ready = prepare(config, resume=resume, check=not resume, tell=tell, progress=progress)
+    with only_process_in(out):
+        if not resume:
+            refuse_used_folder(out)  # preparing took a while
+        return _train(ready, out, resume, tell, progress if progress is not None else silent_progress)
+
+
+def _train(ready: Prepared, out: Path, resume: bool, tell: Callable[[str], None], counted: Any) -> Scores:
+    from segkit.inference.evaluate import evaluate
+    from segkit.training.fit import fit
+    from segkit.training.launching import others_may_end
+
     config, model, parts = ready.config, ready.model, ready.parts
-    out.mkdir(parents=True, exist_ok=True)
     if is_main_process():
         write_whole(out / "config.yaml", config.to_yaml().encode())
     result = fit(model, parts.train, parts.val, out=out, loss=ready.loss, resume=resume, tell=tell, **ready.settings)
@@ -214,17 +225,24 @@ def sized(config: Experiment, model: Segmenter, parts: Parts, loss: Any, tell: C
 
 
 def resume_experiment(run: Path, *, tell: Callable[[str], None] = print, progress: Any = None) -> Scores | None:
-    """Go on with the run in `run`; None if it is finished already."""
+    """Go on with the run in `run`; None if it is finished already.
+
+    Raises:
+        ValueError: no run folder, or one that another process works in.
+    """
+    from segkit.training.run_lock import only_process_in
+
     if not (run / "config.yaml").is_file():
         raise ValueError(f"{run}: no config.yaml here; expected a run folder that `segkit train` wrote.")
     if (run / "scores.json").is_file():
         return None
-    config = read_config(run / "config.yaml")
-    begun = (run / "checkpoints" / "last.ckpt").is_file()
-    if not begun and is_main_process():  # stopped before the first checkpoint was whole: starts anew
-        for folder in (run / "checkpoints", run / "model", *run.glob(".model-*")):
-            shutil.rmtree(folder, ignore_errors=True)
-    return train_experiment(config, run, resume=begun, tell=tell, progress=progress)
+    with only_process_in(run):
+        config = read_config(run / "config.yaml")
+        begun = (run / "checkpoints" / "last.ckpt").is_file()
+        if not begun and is_main_process():  # stopped before the first checkpoint was whole: starts anew
+            for folder in (run / "checkpoints", run / "model", *run.glob(".model-*")):
+                shutil.rmtree(folder, ignore_errors=True)
+        return train_experiment(config, run, resume=begun, tell=tell, progress=progress)
 
 
 def open_evaluation(
@@ -234,14 +252,14 @@ def open_evaluation(
     split: str | None,
     images: Path | None,
     masks: Path | None,
-) -> tuple[Segmenter, MaskDataset, str | None]:
+) -> tuple[SegmentationModel, MaskDataset, str | None]:
     """Model, data and name of the part for `segkit evaluate MODEL`.
 
     The data are `images` and `masks`, or a part of `config`; without either, of the config in the run folder.
     """
-    from segkit.models.bundle import load_codec, load_model
+    from segkit.inference.models import open_model
 
-    network = load_model(model)
+    network, stored_codec = open_model(model)
     if (images is None) != (masks is None):
         raise ValueError("--images and --masks go together: give both folders.")
     if config is None and images is None:
@@ -249,7 +267,7 @@ def open_evaluation(
         if not config.is_file():
             raise ValueError(f"{model} is no run folder: say what to score with --config, or --images and --masks.")
     experiment = read_config(config, overrides) if config is not None else None
-    codec = open_masks(experiment, network.reading.axis) if experiment is not None else load_codec(model)
+    codec = open_masks(experiment, network.reading.axis) if experiment is not None else stored_codec
     if codec is None:
         raise ValueError(f"{model}: saved without a codec; give --config, whose masks section says how to read masks.")
     if images is not None and masks is not None:

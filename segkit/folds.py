@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from segkit.config import Experiment, read_config
-from segkit.data.splits import fold_stems
+from segkit.data.splits import check_folds
 from segkit.experiment import resume_experiment, train_experiment, write_json
 from segkit.formats.codec import Codec
 from segkit.formats.files import write_whole
+from segkit.formats.json_files import read_json
 from segkit.metrics.scores import Scores
-from segkit.parts import open_masks, open_part, silent_progress
+from segkit.parts import held_out_stems, open_masks, open_part, silent_progress
 from segkit.processes import is_main_process
 
 _FOLDS = "folds.json"
@@ -56,7 +57,8 @@ def begin_folds(config: Experiment, out: Path, folds: int = 5, group: str | None
         seed: another seed gives other folds.
 
     Raises:
-        ValueError: `out` holds something already, fewer groups than folds, or a config that is one fold already.
+        ValueError: `out` holds something already, fewer groups than folds, a seed below 0, or a config that is one fold
+            already.
     """
     if is_main_process() and out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out}: is not empty. Go on with --resume {out}, choose another folder, or delete it.")
@@ -64,8 +66,9 @@ def begin_folds(config: Experiment, out: Path, folds: int = 5, group: str | None
         raise ValueError("the config has `data.fold`, so it is one fold already: leave it out.")
     if group is None and config.data.val is not None:
         group = config.data.val.group
-    if folds < 2:
-        fold_stems([], folds)  # says what is wrong
+    check_folds(folds)
+    if seed < 0:
+        raise ValueError(f"seed is {seed}: expected 0 or more.")
     begun = Folds(config, out, _deal(config, folds, group, seed), group, seed, ["new"] * folds)
     if is_main_process():
         out.mkdir(parents=True, exist_ok=True)
@@ -83,7 +86,9 @@ def read_folds(folder: Path) -> Folds:
     if not (folder / _FOLDS).is_file():
         raise ValueError(f"{folder}: no {_FOLDS} here; expected a folder that `segkit crossvalidate` wrote.")
     config = read_config(folder / "config.yaml")
-    dealt = json.loads((folder / _FOLDS).read_text(encoding="utf-8"))
+    dealt = read_json(folder / _FOLDS)
+    if lost := {"stems", "group", "seed"} - dealt.keys():
+        raise ValueError(f"{folder / _FOLDS}: the keys {', '.join(sorted(lost))} are missing. Start in a new folder.")
     stems, group, seed = dealt["stems"], dealt["group"], dealt["seed"]
     if _deal(config, len(stems), group, seed) != stems:
         raise ValueError(f"{folder / _FOLDS}: the samples of data.train are others now. Start in a new folder.")
@@ -119,6 +124,8 @@ def train_folds(
     for number, state in enumerate(folds.state, start=1):
         config, run = _with_fold(folds.config, number, total, folds.group, folds.seed), folds.run(number)
         tell(f"fold {number} of {total}: {run}" + (", finished already" if state == "finished" else ""))
+        if number > 1 and state == "new":
+            config = _sized_as(config, folds.run(1))
         done = {"held_out": _train(config, run, state, tell, progress)}
         for name in names:
             found = done.get(name)
@@ -141,9 +148,16 @@ def _with_fold(config: Experiment, number: int, of: int, group: str | None, seed
 
 
 def _deal(config: Experiment, folds: int, group: str | None, seed: int) -> list[list[str]]:
-    codec = open_masks(config)
-    numbered = (_with_fold(config, number, folds, group, seed) for number in range(1, folds + 1))
-    return [open_part(fold, "held_out", codec).stems for fold in numbered]
+    numbered = [_with_fold(config, number, folds, group, seed) for number in range(1, folds + 1)]
+    return held_out_stems(numbered, open_masks(config))
+
+
+def _sized_as(config: Experiment, first: Path) -> Experiment:
+    """All folds train with the batch size that was found for the first, as what memory is free differs by the hour."""
+    if config.train.batch_size != "auto":
+        return config
+    size = read_config(first / "config.yaml").train.batch_size
+    return config.model_copy(update={"train": config.train.model_copy(update={"batch_size": size})})
 
 
 def _train(config: Experiment, run: Path, state: str, tell: Callable[[str], None], progress: Any) -> Scores | None:
@@ -169,8 +183,13 @@ def _predict(config: Experiment, run: Path, codec: Codec, out: Path, update: Cal
     predictor = Predictor(run, codec, device=config.train.device)
     reading = predictor.model.reading
     data = open_part(config, "held_out", codec, reading).across(reading.main_axis)
+    whole = lru_cache(1)(predictor.predict_volume)
     for index in range(len(data)):
-        planes = predictor.predict_sample(data.read(index))
+        image = data.image_ref(index)
+        if image.index is None:
+            planes = predictor.predict_sample(data.read(index))
+        else:
+            planes = whole(replace(image, index=0))[image.index]
         codec.write(out, data.prediction_stem(index), planes, like=data.image_path(index))
         update(index + 1, len(data))
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segkit.config import Experiment
+from segkit.config import Experiment, PartConfig
 from segkit.data.cache import PLACES
 from segkit.data.datasets import MaskDataset, check_training_sizes
 from segkit.data.layouts import find_layout, open_layout
@@ -98,6 +98,12 @@ def open_part(config: Experiment, name: str, codec: Codec, reading: ImageReading
     return _share(config, name, _open_folders(config, source, codec, reading))
 
 
+def held_out_stems(folds: Sequence[Experiment], codec: Codec) -> list[list[str]]:
+    """What each of these configs leaves out, which differ in `data.fold` alone: the folders are opened once."""
+    data = _open_folders(folds[0], "train", codec, image_reading(folds[0]))
+    return [_share(fold, "held_out", data).stems for fold in folds]
+
+
 def open_parts(config: Experiment, codec: Codec, progress: Any = None) -> Parts:
     """All parts; the training part with crop, resize and augmentation. Parts with a cache make it, or find it made.
 
@@ -130,8 +136,9 @@ def scored_part(config: Experiment, split: str | None) -> str:
     """The part that `--split` names; default held_out in a fold, else test, or val where the config has no test."""
     folded = config.data.fold is not None
     part = split or ("held_out" if folded else "test" if config.data.test is not None else "val")
-    if part not in ("train", "val", "test") and not (part == "held_out" and folded):
-        raise ValueError(f"--split is {part!r}: expected train, val or test.")
+    known = ["train", "val", "test", *(["held_out"] if folded else [])]
+    if part not in known:
+        raise ValueError(f"--split is {part!r}: expected {', '.join(known[:-1])} or {known[-1]}.")
     return part
 
 
@@ -180,12 +187,16 @@ def _source_of(config: Experiment, name: str) -> str:
     """The part whose folders hold the part called `name`."""
     if name == "held_out":
         return "train"
+    return _described(config, name).from_ or name
+
+
+def _described(config: Experiment, name: str) -> PartConfig:
     part = getattr(config.data, name)
     if part is None:
         there = list(find_layout(config.data.layout).parts(Path(config.data.root)))
         folders = "{}" if name in there else "{images: DIR, masks: DIR}"
         raise ValueError(f"the config has no `data.{name}`. Add it, such as `{name}: {folders}`.")
-    return part.from_ or name
+    return part
 
 
 def _share(config: Experiment, name: str, data: MaskDataset) -> MaskDataset:
@@ -216,9 +227,7 @@ def _cached(config: Experiment, name: str, data: MaskDataset, progress: Any) -> 
 
 
 def _open_folders(config: Experiment, name: str, codec: Codec, reading: ImageReading) -> MaskDataset:
-    part = getattr(config.data, name)
-    if part is None:
-        raise ValueError(f"the config takes a part of `data.{name}`, which it does not describe.")
+    part = _described(config, name)
     where = {key: value for key in PART_KEYS if (value := getattr(part, key)) is not None}
     folders = open_layout(config.data.layout, Path(config.data.root), name, where)
     listed = config.data.quarantine

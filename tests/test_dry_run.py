@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import pytest
 
@@ -59,6 +61,26 @@ def test_processes_share_the_steps_of_the_plan(tmp_path):
     assert (plan["processes"], plan["steps_per_epoch"]) == (2, 1)  # one process would make two
 
 
+def test_passes_over_the_images_are_steps_of_an_epoch(tmp_path, capsys):
+    config = write_config(tmp_path / "data", "binary")
+    chosen = ("train.repeat=7", "train.epochs=3")
+    assert segkit("train", config, *chosen, "--dry-run", "--json", tmp_path / "plan.json") == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert (plan["repeat"], plan["steps_per_epoch"], plan["steps"]) == (7, 17, 51)  # 35 images by 2
+    assert plan["epoch_s"] > 16 * plan["step_s"]
+    assert "5 training, 7 times per epoch, 2 validation" in capsys.readouterr().out
+
+
+def test_memory_is_told_though_the_search_for_a_batch_size_has_taken_it_before(tmp_path, monkeypatch):
+    config = write_config(tmp_path / "data", "binary")
+    peaks = iter([100, 900, 900, 900])  # before, after a search that took 800, and never more again
+    monkeypatch.setattr("segkit.dry_run.peak_memory", lambda: next(peaks))
+    monkeypatch.setattr("segkit.training.batch_size.largest_by_slope", lambda *_: 2)
+    options = ("--dry-run", "--json", tmp_path / "plan.json")
+    assert segkit("train", config, "train.batch_size=auto", *options) == 0
+    assert json.loads((tmp_path / "plan.json").read_text())["memory_bytes"] == 800
+
+
 def test_what_breaks_in_training_breaks_in_a_dry_run(tmp_path, temporary, monkeypatch, capsys):
     config = write_config(tmp_path / "data", "binary")
 
@@ -68,6 +90,21 @@ def test_what_breaks_in_training_breaks_in_a_dry_run(tmp_path, temporary, monkey
     monkeypatch.setattr("segkit.dry_run.draw_pictures", fail)
     assert segkit("train", config, "--dry-run") == 2
     assert "no room for a picture" in capsys.readouterr().err
+    assert list(temporary.iterdir()) == []
+
+
+def test_sigterm_leaves_nothing_behind(tmp_path, temporary, monkeypatch):
+    config = write_config(tmp_path / "data", "binary")
+
+    def unheeded(number, frame):
+        raise AssertionError("SIGTERM was left to the system")
+
+    monkeypatch.setattr("segkit.dry_run.draw_pictures", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.signal(signal.SIGTERM, unheeded)
+    try:
+        assert segkit("train", config, "--dry-run") == 75
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert list(temporary.iterdir()) == []
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from segkit import folds as folds_module
 from segkit.config import read_config
+from segkit.data import datasets
 from segkit.inference.evaluate import evaluate_predictions_of
 from segkit.parts import open_masks, open_part, open_parts
 from tests.test_cli import segkit, write_config
@@ -67,13 +68,16 @@ def test_an_interrupted_cross_validation_goes_on_and_ends_alike(tmp_path, monkey
     assert (cut / "scores.json").read_bytes() == (whole / "scores.json").read_bytes()
 
 
-def test_a_fold_says_in_its_own_config_what_it_leaves_out(tmp_path):
+def test_a_fold_says_in_its_own_config_what_it_leaves_out(tmp_path, capsys):
     path, run = write_config(tmp_path, "exclusive"), tmp_path / "run"
     assert segkit("crossvalidate", path, "--folds", 2, "--out", run) == 0
     scores = tmp_path / "scores.json"
     assert segkit("evaluate", run / "fold_2", "--device", "cpu", "--json", scores) == 0
     assert json.loads(scores.read_text()) == json.loads((run / "fold_2" / "scores.json").read_text())
     assert segkit("train", "--resume", run / "fold_2") == 0
+    capsys.readouterr()
+    assert segkit("evaluate", run / "fold_2", "--split", "heldout") == 2
+    assert "expected train, val, test or held_out." in capsys.readouterr().err
 
 
 def test_what_a_fold_holds_out_is_neither_trained_on_nor_used_to_choose(tmp_path):
@@ -94,6 +98,36 @@ def test_what_a_fold_holds_out_is_neither_trained_on_nor_used_to_choose(tmp_path
     assert len(parts["train"]) + len(parts["held_out"]) == 5
 
 
+def test_the_first_fold_finds_the_batch_size_for_all(tmp_path, monkeypatch):
+    path, run = write_config(tmp_path, "binary"), tmp_path / "run"
+    found = iter([3, 1])  # in the same process the peak of memory hides what the second fold takes
+    monkeypatch.setattr("segkit.training.batch_size.largest_by_slope", lambda *_: next(found))
+    assert segkit("crossvalidate", path, "train.batch_size=auto", "--folds", 2, "--out", run) == 0
+    assert [read_config(run / f"fold_{n}" / "config.yaml").train.batch_size for n in (1, 2)] == [3, 3]
+
+
+def test_folds_are_dealt_with_one_look_at_the_folders(tmp_path, monkeypatch):
+    path, opened = write_config(tmp_path, "binary"), []
+    find_pairs = datasets.find_pairs
+    monkeypatch.setattr(datasets, "find_pairs", lambda *given, **named: opened.append(1) or find_pairs(*given, **named))
+    begun = folds_module.begin_folds(read_config(path), tmp_path / "run", folds=4)
+    assert len(opened) == 1
+    for number, stems in enumerate(begun.stems, start=1):
+        assert stems == train_stems(path, f"data.fold={{number: {number}, of: 4}}")["held_out"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "is empty"), ('{"stems": [["a"]', "no readable JSON"), ("{}", "keys group, seed, stems")]
+)
+def test_a_damaged_list_of_folds_is_named(tmp_path, capsys, text, message):
+    folds_module.begin_folds(read_config(write_config(tmp_path, "binary")), tmp_path / "run", folds=2)
+    (tmp_path / "run" / "folds.json").write_text(text)
+    assert segkit("crossvalidate", "--resume", tmp_path / "run") == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "folds.json" in said
+
+
 def test_folds_keep_the_groups_of_the_validation_part_together(tmp_path):
     path = write_config(tmp_path, "binary")
     config = read_config(path, ["data.val={from: train, group: '^s([0-3]|4)', fraction: 0.3}"])
@@ -111,6 +145,8 @@ def test_folds_keep_the_groups_of_the_validation_part_together(tmp_path):
         (("data.fold={number: 1, of: 2}",), "it is one fold already"),
         (("data.fold={number: 3, of: 2}",), "a `number` from 1 to 2, not 3"),
         (("--group", "^(t)"), "does not match the stem 's0'"),
+        (("--seed", -1), "seed is -1: expected 0 or more"),
+        (("data.train=null",), "the config has no `data.train`. Add it"),
     ],
 )
 def test_folds_that_cannot_work_are_refused_before_anything_is_written(tmp_path, capsys, arguments, message):
@@ -128,6 +164,13 @@ def test_a_used_folder_and_one_that_is_none_are_refused(tmp_path, capsys):
     assert "no folds.json here" in capsys.readouterr().err
     assert segkit("crossvalidate", path, "--resume", tmp_path) == 2
     assert "not both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [("--folds", 3), ("--group", "^(s)"), ("--seed", 0)])
+def test_a_resumed_cross_validation_has_the_folds_that_it_began_with(tmp_path, capsys, option):
+    folds_module.begin_folds(read_config(write_config(tmp_path, "binary")), tmp_path / "run", folds=2)
+    assert segkit("crossvalidate", "--resume", tmp_path / "run", *option) == 2
+    assert "are those that RUN began with" in capsys.readouterr().err
 
 
 def test_data_that_changed_since_is_refused(tmp_path, capsys):

@@ -115,3 +115,15 @@ def test_a_model_of_three_axes_is_scored_as_it_predicts(study, tmp_path, capsys)
     said = capsys.readouterr().err
     assert "data.axis" in said
     assert "as in `zyx`" in said
+
+
+def test_masks_out_of_fold_are_averages_where_the_scores_are(study, tmp_path):
+    config, run = tmp_path / "two.yaml", tmp_path / "run"
+    config.write_text(study.read_text().replace("crop: 32", "crop: 32, axis: zy"))
+    given = ("data.val=null", "train.batch_size=16", "--folds", 2, "--out", run, "--predictions")
+    assert segkit("crossvalidate", config, *given) == 0
+    masks, found = ("--predictions", run / "predictions", "--masks", tmp_path / "masks"), tmp_path / "a.json"
+    assert segkit("evaluate", *masks, "--config", config, "--json", found) == 0
+    of_masks, of_models = json.loads(found.read_text()), json.loads((run / "scores.json").read_text())
+    assert of_masks["pooled"] == of_models["pooled"]
+    assert of_masks["images"] == of_models["images"] == 3 * SLICES

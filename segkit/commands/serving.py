@@ -7,17 +7,19 @@ from typing import Annotated
 
 import typer
 
-from segkit.commands.options import DeviceOption, TileOption
+from segkit.commands.options import DeviceOption, EnsembleOption, TileOption, TtaOption
 
 _MISSING = "segkit serve needs {name}, which is not installed: pip install 'segkit[serve]'"
 
 
 def serve(
-    model: Annotated[Path, typer.Argument(help="Run folder or bundle.")],
+    model: Annotated[Path, typer.Argument(help="Run folder, bundle or exported file.")],
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
     device: DeviceOption = "auto",
     tile: TileOption = None,
+    tta: TtaOption = None,
+    ensemble: EnsembleOption = None,
     batch_size: Annotated[int, typer.Option(help="Most images of one size that are computed together.")] = 8,
     max_mebibytes: Annotated[float, typer.Option(help="Largest image file.")] = 32,
     max_megapixels: Annotated[float, typer.Option(help="Largest image, told from the header of its file.")] = 50,
@@ -43,7 +45,7 @@ def serve(
     limits = Limits(
         max_bytes=round(max_mebibytes * MEBIBYTE), max_pixels=round(max_megapixels * 1e6), max_requests=max_requests
     )
-    predictor = Predictor(model, device=device, tile=tile)
+    predictor = Predictor([model, *(ensemble or [])], device=device, tile=tile, tta=tta)
     # Before the address is told: whoever reads it may connect.
     with open_socket(host, port) as opened:
         hosts = [*LOOPBACK_NAMES, *(allow_host or [])] if is_loopback(opened) else None

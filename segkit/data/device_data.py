@@ -106,11 +106,18 @@ class DeviceDataset(Dataset[Batch]):
 
 
 def device_train_loader(
-    data: DeviceDataset, batch_size: int, *, seed: int = 0, rank: int = 0, world_size: int = 1, shuffle: bool = True
+    data: DeviceDataset,
+    batch_size: int,
+    *,
+    seed: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    shuffle: bool = True,
+    repeat: int = 1,
 ) -> DataLoader:
     """As `train_loader`: the same samples in the same order; the batches are on the device already."""
     check_batch_size(batch_size)
-    sampler = SeededSampler(len(data), seed, shuffle, rank, world_size, enough=batch_size)
+    sampler = SeededSampler(len(data), seed, shuffle, rank, world_size, enough=batch_size, repeat=repeat)
     return DataLoader(
         data, batch_size=batch_size, sampler=sampler, collate_fn=_as_it_is, drop_last=len(sampler) > batch_size
     )

@@ -78,18 +78,22 @@ class Numbered(Dataset):
 
 
 class SeededSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, index), a function of (seed, epoch) alone; ranks take turns.
+    """Yields (pass, index), a function of (seed, epoch) alone; ranks take turns.
+
+    A pass sees every sample once. Passes are counted over all epochs, so that samples are augmented in another way in
+    each: epoch 2 with `repeat` 3 is passes 6, 7 and 8. Batches may reach from one pass into the next.
 
     Args:
         length: number of samples.
         seed: of the order.
-        shuffle: a new order in each epoch, or the order of the data set.
+        shuffle: a new order in each pass, or the order of the data set.
         rank: of this process.
         world_size: number of processes; each gets the same number of samples where `even`.
         even: give all ranks the same number, as training in step needs: the first samples are repeated, or, where
             each rank has `enough` samples without, the last ones are left out. Without it every sample comes
             exactly once.
         enough: samples of a rank, usually a batch; None repeats always.
+        repeat: passes of an epoch.
     """
 
     def __init__(
@@ -101,10 +105,11 @@ class SeededSampler(Sampler[tuple[int, int]]):
         world_size: int = 1,
         even: bool = True,
         enough: int | None = None,
+        repeat: int = 1,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size} processes: expected 0 to {world_size - 1}.")
-        self.length, self.seed, self.shuffle = length, seed, shuffle
+        self.length, self.seed, self.shuffle, self.repeat = length, seed, shuffle, repeat
         self.rank, self.world_size, self.even, self.enough = rank, world_size, even, enough
         self.epoch, self.start = 0, 0
 
@@ -118,27 +123,34 @@ class SeededSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.epoch
-        for index in self._order(epoch)[self.rank :: self.world_size][self.start :]:
-            yield epoch, int(index)
+        for key in self._order(self.epoch)[self.rank :: self.world_size][self.start :].tolist():
+            yield tuple(key)
 
     def __len__(self) -> int:
         return len(range(self.rank, self._evened_length, self.world_size)) - self.start
 
     @property
     def _evened_length(self) -> int:
+        length = self.length * self.repeat
         if not self.even:
-            return self.length
-        share = self.length // self.world_size
+            return length
+        share = length // self.world_size
         if self.enough is None or share < self.enough:
-            share = -(-self.length // self.world_size)
+            share = -(-length // self.world_size)
         return share * self.world_size
 
     def _order(self, epoch: int) -> np.ndarray:
+        """(samples of all ranks, 2) numbers of pass and sample."""
+        passes = range(epoch * self.repeat, (epoch + 1) * self.repeat)
+        numbers = np.repeat(passes, self.length)
+        indices = np.concatenate([self._order_of_pass(number) for number in passes])
+        return np.stack([np.resize(column, self._evened_length) for column in (numbers, indices)], axis=1)
+
+    def _order_of_pass(self, number: int) -> np.ndarray:
         order = np.arange(self.length)
         if self.shuffle:
-            np.random.default_rng([self.seed, epoch]).shuffle(order)
-        return np.resize(order, self._evened_length)
+            np.random.default_rng([self.seed, number]).shuffle(order)
+        return order
 
 
 def train_loader(
@@ -150,6 +162,7 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
     shuffle: bool = True,
+    repeat: int = 1,
     start_method: str | None = None,
 ) -> DataLoader:
     """Batches of augmented samples; `loader.sampler.set_epoch(e)` before each epoch.
@@ -160,10 +173,11 @@ def train_loader(
     Args:
         batch_size: samples per batch and rank.
         workers: processes that read and augment; default the cores of this rank, at most 8. 0 reads in this one.
+        repeat: how often an epoch sees every sample, see `SeededSampler`.
         start_method: `fork` or `spawn`; default that of the platform.
     """
     check_batch_size(batch_size)
-    sampler = SeededSampler(len(ds), seed, shuffle, rank, world_size, enough=batch_size)
+    sampler = SeededSampler(len(ds), seed, shuffle, rank, world_size, enough=batch_size, repeat=repeat)
     return DataLoader(
         ds,
         batch_size=batch_size,

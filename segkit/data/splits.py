@@ -68,8 +68,7 @@ def fold_stems(stems: Iterable[str], folds: int, seed: int = 0, group: str | Non
     Raises:
         ValueError: fewer than two folds, fewer groups than folds, or a stem the expression does not match.
     """
-    if folds < 2:
-        raise ValueError(f"folds is {folds}: expected 2 or more, as each is left out once.")
+    check_folds(folds)
     groups = _groups(stems, group)
     if len(groups) < folds:
         raise ValueError(
@@ -81,6 +80,12 @@ def fold_stems(stems: Iterable[str], folds: int, seed: int = 0, group: str | Non
     for name in sorted(groups, key=lambda name: (-len(groups[name]), _place(seed, name))):
         min(dealt, key=len).extend(groups[name])
     return [sorted(fold) for fold in dealt]
+
+
+def check_folds(folds: int) -> None:
+    """Refuse fewer than two folds."""
+    if folds < 2:
+        raise ValueError(f"folds is {folds}: expected 2 or more, as each is left out once.")
 
 
 def read_stem_list(path: str | Path) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import importlib.util
 import logging
+import math
+import operator
 import os
 import shutil
 import time
@@ -171,9 +173,31 @@ def trace(graph: StoredToPlanes) -> torch.export.ExportedProgram:
     for node in list(program.graph.nodes):
         if node.target is torch.ops.aten._assert_scalar.default:
             program.graph.erase_node(node)
+        elif node.target is math.ceil:
+            _divide_in_whole_numbers(program.graph, node)
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
+
+
+def _divide_in_whole_numbers(graph: torch.fx.Graph, ceiling: torch.fx.Node) -> None:
+    """Put -(-a // b) in the place of ceil(a / b), of which timm computes padding: torch saves no program with a ceil."""
+    (quotient,) = ceiling.args
+    if not isinstance(quotient, torch.fx.Node) or quotient.target is not operator.truediv:
+        return
+    value, divisor = quotient.args
+    with graph.inserting_before(ceiling):
+        steps: list[tuple[Any, tuple[Any, ...]]] = [
+            (operator.neg, ()),
+            (operator.floordiv, (divisor,)),
+            (operator.neg, ()),
+        ]
+        for operation, others in steps:
+            node = graph.call_function(operation, (value, *others))
+            node.meta["val"] = operation(*(a.meta["val"] if isinstance(a, torch.fx.Node) else a for a in node.args))
+            value = node
+    ceiling.replace_all_uses_with(value)
+    graph.erase_node(ceiling)
 
 
 def _check_target(out: Path, format: str) -> None:

@@ -129,13 +129,14 @@ class Predictor:
         """(H, W, P) planes of a sample as a data set with `model.reading` reads it."""
         return self._image_planes(sample.image, sample.spacing_mm)
 
-    def predict_volume(self, path: str | Path, axes: Sequence[str] | None = None) -> np.ndarray:
-        """(D, H, W, P) planes of all slices of a NIfTI file or DICOM series, across `model.reading.main_axis`.
+    def predict_volume(self, volume: str | Path | ImageRef, axes: Sequence[str] | None = None) -> np.ndarray:
+        """(D, H, W, P) planes of all slices across `model.reading.main_axis`.
 
         Args:
+            volume: a NIfTI file, a DICOM series, or any slice of either.
             axes: average over the slices across each of these, such as `zyx`.
         """
-        image = ImageRef(Path(path), self.model.reading.main_axis, 0)
+        image = volume if isinstance(volume, ImageRef) else ImageRef(Path(volume), self.model.reading.main_axis, 0)
         return answer_volume(self.model, image, axes, device=self.device, tile=self.tile).planes
 
     def predict_files(

@@ -1,4 +1,4 @@
-"""What is told about the parts of a data set before the first step, from one pass over the samples."""
+"""What is told about the parts of a data set before the first step, from their names and one pass over the samples."""
 
 from __future__ import annotations
 
@@ -63,6 +63,17 @@ def check_parts(surveys: Mapping[str, PartSurvey], leaks: Literal["refuse", "war
     _check_leaks(surveys, leaks)
 
 
+def warn_of_shared_files(train: MaskDataset, val: MaskDataset) -> None:
+    """Tell, without reading anything, of images or volumes that both take from the same files."""
+    shared = sorted(_files(train) & _files(val))
+    if shared:
+        log.warning(
+            "training and validation images are read from the same files, so that validation scores will look better "
+            "than they are: %s.",
+            _some([name for _, name in shared]),
+        )
+
+
 def leaked_images(fingerprints: Mapping[tuple[str, str], Fingerprint]) -> list[Duplicate]:
     """Pairs of a training image and the same one, pixel for pixel, in another part; keys are (part, stem)."""
     return [pair for pair in _across(fingerprints) if _is_leak(pair)]
@@ -115,8 +126,13 @@ def _warn_of_volumes(surveys: Mapping[str, PartSurvey]) -> None:
 
 
 def _volumes(data: MaskDataset) -> set[tuple[str, str]]:
-    cases = ((case_of(stem), index) for index, stem in enumerate(data.stems))
-    return {(str(data.image_path(index)), case) for case, index in cases if case is not None}
+    slices = [stem for stem in data.stems if case_of(stem) is not None]
+    return _files(data.subset(slices)) if slices else set()
+
+
+def _files(data: MaskDataset) -> set[tuple[str, str]]:
+    """(file, name of the sample, or of the volume that it is a slice of) of each image."""
+    return {(str(data.image_path(i).absolute()), case_of(stem) or stem) for i, stem in enumerate(data.stems)}
 
 
 def _check_leaks(surveys: Mapping[str, PartSurvey], leaks: str) -> None:

@@ -52,7 +52,9 @@ def parse_class_weights(class_weights: Any, format: MaskFormat) -> Tensor | None
             "code pass the loss through `segkit.training.class_balance.count_class_weights(spec, data)` first."
         )
     if isinstance(class_weights, str) or not isinstance(class_weights, Iterable):
-        raise ValueError(f"class_weights is {class_weights!r}: expected a list of numbers or {{class name: weight}}.")
+        raise ValueError(
+            f"class_weights is {class_weights!r}: expected {BALANCED}, a list of numbers or {{class name: weight}}."
+        )
     numbers = class_weights.tolist() if isinstance(class_weights, Tensor) else list(class_weights)
     if len(numbers) != format.num_classes:
         raise ValueError(

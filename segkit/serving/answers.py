@@ -6,7 +6,7 @@ import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from segkit.ops.upsample import CoarseLogits
 # The name of every mask that is written: no name of a client is used.
 _STEM = "mask"
 
+# An array of the (1, C, H, W) logits of an image; called where the model computes.
 Compute = Callable[[CoarseLogits, MaskFormat], np.ndarray]
 
 
@@ -37,14 +38,14 @@ class Output:
     Attributes:
         media_type: of the answer.
         suffix: of a file that holds it.
-        compute: array of the (1, C, H, W) logits of an image; called where the model computes.
-        encode: bytes of that array.
+        compute: what is answered of the logits of an image; None for its planes, post-processed.
+        encode: bytes of the array that is answered.
         codec: how the bytes hold planes, where a codec says so.
     """
 
     media_type: str
     suffix: str
-    compute: Compute
+    compute: Compute | None
     encode: Callable[[np.ndarray], bytes]
     codec: Codec | None = None
 
@@ -61,30 +62,24 @@ def outputs_of(format: MaskFormat, codec: Codec | None) -> dict[str, Output]:
     outputs: dict[str, Output] = {}
     png = _png_codec(format, codec)
     if png is not None:
-        outputs["png"] = Output("image/png", ".png", planes_of, lambda planes: _only(_files_of(png, planes)), png)
+        outputs["png"] = Output("image/png", ".png", None, lambda planes: _only(_files_of(png, planes)), png)
     if codec is not None and _written_names(codec):
-        outputs["zip"] = Output("application/zip", ".zip", planes_of, lambda planes: _zip_of(codec, planes), codec)
-    outputs["rle"] = Output("application/json", ".json", planes_of, lambda planes: _rle_of(format, planes))
+        outputs["zip"] = Output("application/zip", ".zip", None, lambda planes: _zip_of(codec, planes), codec)
+    outputs["rle"] = Output("application/json", ".json", None, lambda planes: _rle_of(format, planes))
     outputs["probabilities"] = Output(
         "application/x-npz", ".npz", probabilities_of, lambda probs: _npz_of(format, probs)
     )
     return outputs
 
 
-def at_thresholds(format: MaskFormat, thresholds: Sequence[float]) -> MaskFormat:
+def at_thresholds(format: MaskFormat, thresholds: list[float]) -> MaskFormat:
     """The same format decoded at other thresholds: one for all classes, or one for each.
 
     Raises:
         ValueError: a format without thresholds, or of another number of them.
     """
-    described = {key: value for key, value in format.to_dict().items() if key not in ("threshold", "thresholds")}
-    return MaskFormat.from_config({**described, "threshold": thresholds[0] if len(thresholds) == 1 else thresholds})
-
-
-def planes_of(logits: CoarseLogits, format: MaskFormat) -> np.ndarray:
-    """(H, W, P) planes."""
-    pred = format.decode(logits)[0].cpu().numpy()
-    return np.ascontiguousarray(pred.transpose(1, 2, 0)).astype(format.dtype, copy=False)
+    for_all = len(thresholds) == 1 and len(format.threshold_groups) > 1
+    return format.with_thresholds(thresholds * len(format.threshold_groups) if for_all else thresholds)
 
 
 def probabilities_of(logits: CoarseLogits, format: MaskFormat) -> np.ndarray:

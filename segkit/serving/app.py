@@ -23,6 +23,7 @@ from starlette.routing import Route
 from segkit._version import __version__
 from segkit.inference.predictor import Predictor
 from segkit.inference.tiling import WHOLE_PIXELS
+from segkit.models.steps import steps_to_list
 from segkit.ops.sizes import fit_size
 from segkit.serving.answers import Compute, encode_view, outputs_of, view_layers
 from segkit.serving.asking import Options, read_options
@@ -151,6 +152,7 @@ class Service:
                 "name": self._name,
                 "format": self._format.to_dict(),
                 "overlap": self._format.classes_overlap,
+                "postprocess": steps_to_list(self._model.postprocess),
                 "bands": self._model.in_channels,
                 "device": str(self._predictor.device),
             },
@@ -190,7 +192,7 @@ class Service:
         self._metrics.request(output, response.status_code, time.monotonic() - started)
         return response
 
-    async def _compute(self, image: np.ndarray, compute: Compute, options: Options) -> np.ndarray:
+    async def _compute(self, image: np.ndarray, compute: Compute | None, options: Options) -> np.ndarray:
         """What the model's thread computes of an image."""
         self._check_working_size(image, options)
         try:

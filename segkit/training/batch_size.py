@@ -47,8 +47,8 @@ def fit_batch_size(
         settings: `batch_size` is not looked at.
 
     Raises:
-        ValueError: not even one image fits, a device whose memory is not known, or processes that others have started
-            and that could not agree.
+        ValueError: not even one image fits, or one alone where images are mixed; a device whose memory is not known, or
+            processes that others have started and that could not agree.
     """
     place = pick_device(settings.device)
     processes = count_processes(settings, place).total
@@ -78,6 +78,11 @@ def fit_batch_size(
         raise ValueError(
             f"train.batch_size is auto, and not even one image fits in the memory of {place}, {room / 2**30:.1f} GiB. "
             "Take smaller crops with `data.crop`, a smaller model.encoder, or a device with more memory."
+        )
+    if size == 1 and settings.mix is not None:
+        raise ValueError(
+            "train.batch_size is auto, which is one image here, and train.mix takes another image of the batch: leave "
+            "`mix` out, or take smaller crops with `data.crop`, a smaller model.encoder, or more images."
         )
     if processes > 1:
         os.environ[_VARIABLE] = str(size)

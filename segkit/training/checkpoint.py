@@ -23,6 +23,14 @@ from segkit.training.preemption import Preempted
 
 log = logging.getLogger("segkit")
 
+# What decides which images a step sees, and what a person calls it.
+_ORDER = {
+    "images": "the number of training images",
+    "seed": "train.seed",
+    "repeat": "train.repeat",
+    "step_images": "train.batch_size times processes",
+}
+
 
 class DurableFiles(TorchCheckpointIO):
     """Writes a checkpoint whole, and down to the disk, before it takes the place of the last one.
@@ -135,7 +143,7 @@ class RunCheckpoint(Checkpoint):
         self._position = {
             "epoch": trainer.current_epoch if epoch is None else epoch,
             "batches": batches,
-            "step_images": _step_images(trainer),
+            "order": _order(trainer),
             "train_loss": sums,
             "should_stop": trainer.should_stop,
         }
@@ -161,11 +169,8 @@ class RunCheckpoint(Checkpoint):
         # Now: Lightning has asked the loader for its length, and not yet for a batch.
         loader: Any = trainer.train_dataloader
         position, self._resumed = self._resumed, None
-        if position["batches"] and position["step_images"] != _step_images(trainer):
-            raise ValueError(
-                f"{self.path}: saved within an epoch in which a step saw {position['step_images']} images, batch_size "
-                f"times processes; now it is {_step_images(trainer)}. Resume with as many, or from the end of an epoch."
-            )
+        if position["batches"]:
+            self._check_order(position["order"], _order(trainer))
         loader.sampler.set_epoch(position["epoch"], start=position["batches"] * loader.batch_sampler.batch_size)
         trainer.should_stop = position["should_stop"]
         mean: Any = module.train_loss
@@ -174,6 +179,15 @@ class RunCheckpoint(Checkpoint):
         if len(sums) != trainer.world_size:  # other processes: all that was summed is the share of the first
             sums = torch.cat([sums.sum(0, keepdim=True), sums.new_zeros(trainer.world_size - 1, 2)])
         mean.mean_value, mean.weight = sums[trainer.global_rank]
+
+    def _check_order(self, before: dict[str, int], now: dict[str, int]) -> None:
+        """A position within an epoch means nothing in another order of images."""
+        for name, what in _ORDER.items():
+            if now[name] != before[name]:
+                raise ValueError(
+                    f"{self.path}: saved within an epoch, where {what} was {before[name]}; now it is {now[name]}. "
+                    "Resume with what it was, or from the end of an epoch."
+                )
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
         self._asked_to_stop = True
@@ -189,10 +203,12 @@ def clear_leftovers(run: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _step_images(trainer: L.Trainer) -> int:
-    """Images that all processes together see in a batch."""
+def _order(trainer: L.Trainer) -> dict[str, int]:
+    """What decides which images a step sees."""
     loader: Any = trainer.train_dataloader
-    return loader.batch_sampler.batch_size * trainer.world_size
+    sampler = loader.sampler
+    step_images = loader.batch_sampler.batch_size * trainer.world_size
+    return {"images": sampler.length, "seed": sampler.seed, "repeat": sampler.repeat, "step_images": step_images}
 
 
 def _validates(trainer: L.Trainer) -> bool:

@@ -19,6 +19,7 @@ from segkit.data.device_data import device_augment
 from segkit.formats.files import write_whole
 from segkit.inference.evaluate import as_stored, check_normalize
 from segkit.inference.golden import GOLDEN, keep_golden
+from segkit.inspection.before_training import warn_of_shared_files
 from segkit.losses.build import build_loss
 from segkit.metrics.scores import Scores
 from segkit.models.bundle import load_weights
@@ -46,6 +47,7 @@ from segkit.training.loggers import check_loggers, open_loggers
 from segkit.training.module import SegmentationModule
 from segkit.training.named_optimizers import check_optimizer
 from segkit.training.run_callbacks import CHECKPOINT, run_callbacks
+from segkit.training.run_lock import only_process_in
 from segkit.training.settings import TrainSettings, train_settings
 
 # Bands change little from image to image; more would only cost reading time.
@@ -148,9 +150,9 @@ def fit(
         resumes=resume,
     )
     module = SegmentationModule(trained, loss, train, val, chosen, data_on_device=data_on_device)
-    out.mkdir(parents=True, exist_ok=True)
     logging = open_loggers(chosen.loggers, out, checkpoint)
-    with quiet_lightning(), determinism_restored(), others_may_end(), logging as loggers:
+    with only_process_in(out), quiet_lightning(), determinism_restored(), others_may_end(), logging as loggers:
+        _begin(out, resume)
         trainer = build_trainer(
             chosen, processes, strategy, callbacks=beside.in_order, files=beside.files, loggers=loggers, show=show
         )
@@ -190,6 +192,7 @@ def _check(
         device_augment(train)
     if val is not None:
         check_normalize(model, val)
+        warn_of_shared_files(train, val)
 
 
 def _check_formats(model: Segmenter, train: MaskDataset, val: MaskDataset | None) -> None:
@@ -205,9 +208,15 @@ def _checkpoint_to_resume(out: Path) -> str:
     checkpoint = out / CHECKPOINT
     if not checkpoint.is_file():
         raise ValueError(f"{out}: nothing to resume, {checkpoint} is not there. Train without resume.")
-    if is_main_process():
-        clear_leftovers(out)
     return str(checkpoint)
+
+
+def _begin(out: Path, resume: bool) -> None:
+    """Look once more, now that no other process can come between."""
+    if not resume:
+        refuse_used_folder(out)
+    elif is_main_process():
+        clear_leftovers(out)
 
 
 def refuse_used_folder(out: Path) -> None:

@@ -93,16 +93,14 @@ class SegmentationModule(L.LightningModule):
     def train_dataloader(self) -> DataLoader | DeviceLoader:
         plan, place = self.settings, self.trainer.strategy.root_device
         train = with_clip(self._train, self.model.statistics)
-        rank, world_size = self.trainer.global_rank, self.trainer.world_size
+        order: dict[str, Any] = {"seed": plan.seed, "repeat": plan.repeat}
+        order |= {"rank": self.trainer.global_rank, "world_size": self.trainer.world_size}
         if self._data_on_device:
             if self._train_on_device is None:  # asked for more than once
                 self._train_on_device = DeviceDataset(train, place, workers=plan.workers)
             data = self._train_on_device
-            return device_train_loader(data, plan.known_batch_size, seed=plan.seed, rank=rank, world_size=world_size)
-        loader = train_loader(
-            train, plan.known_batch_size, seed=plan.seed, workers=plan.workers, rank=rank, world_size=world_size
-        )
-        return DeviceLoader(loader, place)
+            return device_train_loader(data, plan.known_batch_size, **order)
+        return DeviceLoader(train_loader(train, plan.known_batch_size, workers=plan.workers, **order), place)
 
     def val_dataloader(self) -> DeviceLoader | list:
         if self._val is None:

@@ -53,6 +53,7 @@ class FiniteLoss(Callback):
     def __init__(self, report: Path, checkpoint: Path) -> None:
         self.report, self.checkpoint = report, checkpoint
         self._batch: Batch | None = None
+        self._number = 0
         self._steps: list[_Step] = []
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:

@@ -70,7 +70,9 @@ class TrainSettings(Settings):
     """How long, how fast, and where.
 
     Attributes:
-        epochs: passes over the training set.
+        epochs: an epoch sees every training image `repeat` times; validation and a checkpoint follow it.
+        repeat: passes over the training images in an epoch, each in another order with other augmentation. For sets so
+            small that an epoch of one pass is over in a few steps.
         batch_size: images per device and step; `auto` for as many as fit in its memory, see
             `segkit.training.batch_size.fit_batch_size`.
         lr: peak learning rate of decoder and head.
@@ -115,6 +117,7 @@ class TrainSettings(Settings):
     """
 
     epochs: PositiveInt = 50
+    repeat: PositiveInt = 1
     batch_size: PositiveInt | Literal["auto"] = 8
     lr: PositiveFloat = 1e-3
     optimizer: str | dict[str, Any] = "adamw"

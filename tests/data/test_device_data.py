@@ -154,6 +154,7 @@ def test_ranks_share_the_samples_and_see_what_one_process_sees(tmp_path):
     data = write_set(tmp_path, FORMATS["exclusive"], 8)
     data.augment = named("fast_street", [32, 24])
     ds = DeviceDataset(data, CPU)
+    assert len(device_train_loader(ds, 3, repeat=2)) == 5
     whole = device_train_loader(ds, 1, seed=3)
     whole.sampler.set_epoch(2)
     alone = {batch.stems[0]: batch for batch in whole}

@@ -91,10 +91,26 @@ def test_ranks_share_the_samples(length, world_size):
     assert [len(s) for s in once] == [len(list(s)) for s in once]
 
 
+def test_an_epoch_of_several_passes_is_so_many_epochs_of_one():
+    once, thrice = SeededSampler(7, seed=3), SeededSampler(7, seed=3, repeat=3)
+    passes = []
+    for number in range(6, 9):
+        once.set_epoch(number)
+        passes += list(once)
+    thrice.set_epoch(2)
+    assert list(thrice) == passes
+    assert len(thrice) == 21
+    assert len(set(passes)) == 21  # each has an augmentation of its own
+    assert sorted(i for _, i in passes[7:14]) == list(range(7))
+    thrice.set_epoch(2, start=8)
+    assert list(thrice) == passes[8:]
+
+
+@pytest.mark.parametrize("repeat", [1, 3])
 @pytest.mark.parametrize(("length", "batch_size", "world_size"), [(7, 1, 2), (13, 2, 2), (11, 2, 3), (12, 2, 3)])
-def test_a_step_of_all_ranks_sees_the_batch_of_one_process(length, batch_size, world_size):
+def test_a_step_of_all_ranks_sees_the_batch_of_one_process(length, batch_size, world_size, repeat):
     def batches(size, rank=0, world_size=1):
-        order = [i for _, i in SeededSampler(length, 3, True, rank, world_size, enough=size)]
+        order = list(SeededSampler(length, 3, True, rank, world_size, enough=size, repeat=repeat))
         return [order[k : k + size] for k in range(0, len(order) // size * size, size)]
 
     of_ranks = [batches(batch_size, rank, world_size) for rank in range(world_size)]
@@ -159,6 +175,18 @@ def test_the_last_batch_is_dropped_unless_it_is_the_only_one(ds):
     assert [len(b) for b in train_loader(ds, 2, workers=0)] == [2, 2]
     assert [len(b) for b in train_loader(ds, 8, workers=0)] == [5]
     assert [len(b) for b in train_loader(ds, 5, workers=0)] == [5]
+
+
+def test_repeated_samples_are_augmented_anew(ds):
+    seen = {stem: [] for stem in ds.stems}
+    loader = train_loader(ds, 2, workers=0, repeat=3)
+    assert len(loader) == 7  # a batch reaches from one pass of five into the next
+    for batch in loader:
+        for stem, image in zip(batch.stems, batch.images, strict=True):
+            seen[stem].append(image.numpy().tobytes())
+    assert sorted(len(images) for images in seen.values()) == [2, 3, 3, 3, 3]
+    for images in seen.values():
+        assert len(set(images)) == len(images)
 
 
 def test_eval_sees_each_sample_once_over_all_ranks(tmp_path):

@@ -12,7 +12,7 @@ from segkit.data.datasets import MaskDataset
 from segkit.experiment import prepare
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
-from segkit.inspection.before_training import PartSurvey, check_parts
+from segkit.inspection.before_training import PartSurvey, check_parts, warn_of_shared_files
 from segkit.inspection.parts import find_source
 from segkit.inspection.run import inspect
 from tests.scenes import FORMATS, default_codec, write_set
@@ -144,3 +144,17 @@ def test_the_config_that_inspect_writes_for_such_data_trains(tmp_path):
     text = inspect(find_source(tmp_path)).config()
     assert "  leaks: warn" in text
     assert "1 image in train and in another part" in text
+
+
+def test_files_of_two_parts_are_told_without_reading_them(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(MaskDataset, "read", lambda *_: pytest.fail("read a sample"))
+    data = write_set(tmp_path / "a", FORMAT, 4)
+    warn_of_shared_files(data.subset(["s0", "s1"]), data.subset(["s2", "s3"]))
+    warn_of_shared_files(data, write_set(tmp_path / "b", FORMAT, 4))  # other files of the same names
+    assert not caplog.records
+    warn_of_shared_files(data.subset(["s0", "s1", "s2"]), data.subset(["s3", "s2", "s1"]))
+    assert caplog.text.rstrip().endswith("better than they are: s1, s2.")
+    caplog.clear()
+    volume = write_set(tmp_path / "c", FORMAT, 4, codec=open_codec("nifti", FORMAT))
+    warn_of_shared_files(volume.subset(volume.stems[:2]), volume.subset(volume.stems[2:]))
+    assert caplog.text.rstrip().endswith("better than they are: case.")

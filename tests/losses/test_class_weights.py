@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from segkit.losses.class_weights import balanced_weights
+from segkit.formats.mask_format import MaskFormat
+from segkit.losses.class_weights import balanced_weights, parse_class_weights
 
 
 def test_by_hand():
@@ -25,3 +26,8 @@ def test_a_class_that_no_image_holds_weighs_one():
 @pytest.mark.parametrize("pixels", [[0], [7]])
 def test_a_class_alone_weighs_one(pixels):
     assert balanced_weights(pixels, [10]) == [1.0]
+
+
+def test_a_word_that_is_none_is_refused_with_the_one_that_is():
+    with pytest.raises(ValueError, match="class_weights is 'balance': expected balanced, a list of numbers or"):
+        parse_class_weights("balance", MaskFormat.multiclass(["a", "b"]))

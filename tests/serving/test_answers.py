@@ -15,7 +15,7 @@ from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from segkit.formats.png_files import decode_png
 from segkit.ops.upsample import CoarseLogits
-from segkit.serving.answers import at_thresholds, encode_view, outputs_of, planes_of, probabilities_of, view_layers
+from segkit.serving.answers import at_thresholds, encode_view, outputs_of, probabilities_of, view_layers
 from tests.scenes import FORMATS, default_codec, scene
 from tests.scenes import planes_of as scene_planes
 
@@ -102,10 +102,10 @@ def test_npz_holds_probabilities_and_names():
 def test_thresholds_of_a_request_decide():
     # probabilities 0.5 and 0.88 of left; 0.12 and 0.98 of disc
     made = logits([[0.0, 2.0]], [[-2.0, 4.0]])
-    assert planes_of(made, at_thresholds(OVERLAPPING, [0.9, 0.1]))[0].tolist() == [[0, 1], [0, 1]]
-    assert planes_of(made, at_thresholds(OVERLAPPING, [0.4]))[0].tolist() == [[1, 0], [1, 1]]
+    assert at_thresholds(OVERLAPPING, [0.9, 0.1]).decode(made)[0, :, 0].tolist() == [[0, 0], [1, 1]]
+    assert at_thresholds(OVERLAPPING, [0.4]).decode(made)[0, :, 0].tolist() == [[1, 1], [0, 1]]
     one_vs_rest = MaskFormat.multiclass(["a", "b"], "sigmoid")
-    assert planes_of(made, at_thresholds(one_vs_rest, [0.6]))[0].tolist() == [[255], [1]]
+    assert at_thresholds(one_vs_rest, [0.6]).decode(made)[0, :, 0].tolist() == [[255, 1]]
     with pytest.raises(ValueError, match="3 thresholds for 2 classes"):
         at_thresholds(OVERLAPPING, [0.1, 0.2, 0.3])
     with pytest.raises(ValueError, match="softmax takes the best class"):

@@ -77,7 +77,8 @@ def compare(folder: Path) -> None:
     """Runs to be compared with those of one process; `folder`/rankN.json says what this process saw."""
     rank = int(os.environ.get("RANK", "0"))
     order = Order()
-    model, val = train(folder, "double", order, precision="64-true", ema=0.5, freeze_encoder_epochs=1)
+    twice = {"epochs": 2, "repeat": 2}
+    model, val = train(folder, "double", order, precision="64-true", ema=0.5, freeze_encoder_epochs=1, **twice)
     scores = evaluate(model.float(), val, device="cpu", workers=0).to_dict()
     Path(folder, f"rank{rank}.json").write_text(json.dumps({"order": order.stems, "scores": scores}))
     if not dist.is_initialized():

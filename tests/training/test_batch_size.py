@@ -124,6 +124,16 @@ def test_a_device_that_is_too_small_is_told(tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_one_image_alone_is_refused_where_images_are_mixed(tmp_path, monkeypatch, capsys):
+    config = write_config(tmp_path / "data", "binary")
+    monkeypatch.setattr(batch_size, "largest_by_slope", lambda *_: 1)
+    chosen = ("train.batch_size=auto", "data.crop=null", "--out", tmp_path / "run")
+    assert segkit("train", config, "train.mix={cutmix: 0.5}", *chosen) == 2
+    assert "one image here, and train.mix takes another" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    assert segkit("train", config, *chosen) == 0
+
+
 def test_processes_take_the_number_of_the_one_that_started_them(tmp_path, monkeypatch):
     config = write_config(tmp_path / "data", "binary")
     chosen = ("train.batch_size=auto", "train.devices=2", "--json", tmp_path / "plan.json", "--dry-run")

@@ -39,6 +39,7 @@ CASES = {
         **{"mix": {"cutmix": 0.5, "copy_paste": 0.5, "classes": ["disc"]}, "deep_supervision": 0.4, "prior_bias": True},
         **{"optimizer": {"name": "sgd", "momentum": 0.8}, "compile": True},
     },
+    "repeated images": {"repeat": 2, "epochs": 3, "ema": 0.9},
     "rare validation": {"validate_every": 3, "epochs": 4},
 }
 
@@ -135,11 +136,23 @@ def test_sigterm_ends_with_the_code_that_asks_to_be_started_again(tmp_path, data
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_within_an_epoch_a_step_sees_as_many_images_as_before(tmp_path, data):
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"batch_size": 3}, "train.batch_size times processes was 2; now it is 3"),
+        ({"repeat": 2}, "train.repeat was 1; now it is 2"),
+        ({"seed": 4}, "train.seed was 0; now it is 4"),
+        ({}, "the number of training images was 7; now it is 6"),
+    ],
+)
+def test_within_an_epoch_steps_see_the_images_that_they_would_have_seen(tmp_path, data, other, message):
+    train(tmp_path / "whole", data, epochs=1)
     with pytest.raises(Preempted):
         train(tmp_path / "run", data, At(("train", 1, 0), terminate))
-    with pytest.raises(ValueError, match="a step saw 2 images, batch_size times processes; now it is 3"):
-        train(tmp_path / "run", data, resume=True, batch_size=3)
+    fewer = data if other else (data[0].subset(data[0].stems[:6]), data[1])
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "run", fewer, resume=True, **other)
+    train(tmp_path / "whole", fewer, resume=True, epochs=2, **other)  # between two epochs
 
 
 @pytest.mark.parametrize(

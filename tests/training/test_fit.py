@@ -82,6 +82,27 @@ def test_a_model_that_was_loaded_to_predict_is_trained_as_one_that_was_built(tmp
         assert torch.equal(value, loaded.network.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("data_on_device", [False, True])
+def test_epochs_that_repeat_the_images_train_as_more_epochs_do(tmp_path, data_on_device):
+    """The same images in the same order with the same augmentation, with fewer validations and checkpoints."""
+    train, val = (write_set(tmp_path / part, FORMATS["exclusive"], count) for part, count in (("t", 6), ("v", 2)))
+    train.augment = build_augment("fast_medical", train.format, crop=32)
+    options = {"train": train, "val": val, "data_on_device": data_on_device}
+    run(tmp_path, train.format, "short", epochs=4, **options)
+    *_, lines = run(tmp_path, train.format, "long", epochs=2, repeat=2, **options)
+    assert lines[-1].startswith("epoch 2/2")
+    states = [torch.load(tmp_path / name / "checkpoints/last.ckpt", weights_only=True) for name in ("short", "long")]
+    assert [state["global_step"] for state in states] == [8, 8]
+    for name, value in states[0]["state_dict"].items():
+        assert torch.equal(value, states[1]["state_dict"][name]), name
+
+
+def test_validation_on_training_images_is_told(tmp_path, caplog):
+    train = write_set(tmp_path / "t", FORMATS["binary"], 3)
+    run(tmp_path, train.format, train=train, val=train.subset(["s2"]), epochs=1)
+    assert "read from the same files" in caplog.text
+
+
 def test_named_optimizer_schedule_and_rates_by_stage_are_used(tmp_path):
     seen = []
 

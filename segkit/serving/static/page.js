@@ -38,6 +38,7 @@ function setUp(health) {
   find("meaning").textContent = model.overlap
     ? "Each class is judged alone: it holds where its probability is above its threshold. Where several hold, their colours mix."
     : "One class at each pixel: the most probable one.";
+  if (model.postprocess.length) find("meaning").textContent += " The mask is post-processed too, which is not shown here.";
   if (model.judged && !model.overlap) setUpLeast(format.threshold ?? 0);
   find("reset").hidden = !model.judged;
   for (const name of health.outputs) find("output").add(new Option(KINDS[name]?.[0] ?? name, name));
