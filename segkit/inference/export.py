@@ -181,7 +181,7 @@ def trace(graph: StoredToPlanes) -> torch.export.ExportedProgram:
 
 
 def _divide_in_whole_numbers(graph: torch.fx.Graph, ceiling: torch.fx.Node) -> None:
-    """Put -(-a // b) in the place of ceil(a / b), of which timm computes padding: torch saves no program with a ceil."""
+    """Put -(-a // b) for ceil(a / b), by which timm computes padding: torch saves no program with a ceil."""
     (quotient,) = ceiling.args
     if not isinstance(quotient, torch.fx.Node) or quotient.target is not operator.truediv:
         return
