@@ -21,7 +21,7 @@ from segkit.inference.batches import Answering, BatchWork, Item, Outcome, Wanted
 from segkit.inference.fingerprint import fingerprint
 from segkit.inference.inputs import Broken, Input, find_inputs
 from segkit.inference.journal import (
-    SHARDS,
+    LOCK,
     Entry,
     Journal,
     Past,
@@ -29,6 +29,7 @@ from segkit.inference.journal import (
     find_journals,
     journal_path,
     read_journals,
+    remove_journals,
 )
 from segkit.inference.objects import OBJECTS_NAME, join_objects
 from segkit.inference.pipeline import run_pipeline
@@ -41,7 +42,7 @@ log = logging.getLogger("segkit")
 
 OVERWRITE = ("always", "never")
 # Hidden: below `PARTS` no case of a volume has such a name.
-_OBJECT_LINES, _LOCK = ".objects-*.jsonl", ".finish.lock"
+_OBJECT_LINES = ".objects-*.jsonl"
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,12 @@ def run_job(
     job = _Job(predictor, codec, found, broken, out, options, started)
     past = job.past()
     if past is not None and past.finished == []:
+        # Of a process that was killed between its last word and its end.
+        job.remove_leftovers()
+        (out / LOCK).unlink(missing_ok=True)
         return job.report(past)
-    out.mkdir(parents=True, exist_ok=True)
+    with _told(out):
+        out.mkdir(parents=True, exist_ok=True)
     with _told(out), job.journal() as journal:
         job.compute(journal, {} if past is None else past.entries, progress)
         return job.finish(journal)
@@ -125,6 +130,7 @@ class _Job:
             "batch size": options.batch_size,
             "tile": predictor.tile,
             "device": predictor.device.type,
+            "overwrite": "never" if options.wanted.keep else "always",
             **{name: getattr(options.wanted, name) for name in ("axes", "overlay", "probabilities", "objects")},
         }
 
@@ -163,9 +169,9 @@ class _Job:
                     "goes on with it; `--overwrite always` begins anew, and `--overwrite never` too, but keeps masks "
                     "that are there."
                 )
-        for path in (*journals, *self._object_lines()):
-            path.unlink(missing_ok=True)
-        remove_empty(self.out / SHARDS)
+        remove_journals(journals)
+        remove_unfinished(self.out)
+        self.remove_leftovers()
 
     @contextmanager
     def journal(self) -> Iterator[Journal]:
@@ -231,7 +237,7 @@ class _Job:
         past = self._read()
         if first and len(past.entries) == len(self.batches):
             # Shards that end at the same time both find the job done: the second joins what is joined already.
-            with locked(self.out / _LOCK):
+            with locked(self.out / LOCK):
                 self._join(journal, past)
             past = self._read()
         if others is not None and first:
@@ -245,6 +251,12 @@ class _Job:
         # What cannot even be listed belongs to the first shard, so that it is named once.
         broken = self.broken if complete or self.options.shard.number == 1 else []
         return make_report(entries, broken, past.finished or [], past.seconds, complete)
+
+    def remove_leftovers(self) -> None:
+        """What nobody needs once all is joined."""
+        for path in self._object_lines():
+            path.unlink(missing_ok=True)
+        remove_empty(self.out / PARTS)
 
     def _join(self, journal: Journal, past: Past) -> None:
         if past.lives > self.options.shard.count:
@@ -261,9 +273,7 @@ class _Job:
         journal.finish(failed)
         # Last: a process that is killed before has all that it needs to do this again.
         if not failed:
-            for path in lines:
-                path.unlink(missing_ok=True)
-            remove_empty(self.out / PARTS)
+            self.remove_leftovers()
 
     def _read(self) -> Past:
         past = read_journals(find_journals(self.out))
