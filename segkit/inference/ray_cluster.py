@@ -47,10 +47,10 @@ def connected(address: str) -> Iterator[list[Mapping[str, float]]]:
         with _signals_kept():
             try:
                 ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
-            except (ConnectionError, RuntimeError) as error:
+            except Exception as error:  # Ray raises plain ones too, such as where it takes too long to start
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 raise ValueError(
-                    f"no Ray cluster at {address!r} ({reason}). Run this on a machine of the cluster, through `ray "
+                    f"no Ray at {address!r} ({reason}). Run this on a machine of the cluster, through `ray "
                     "job submit`, or with `--ray local` on this machine alone."
                 ) from None
     try:

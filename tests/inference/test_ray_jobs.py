@@ -30,17 +30,22 @@ CODEC = open_codec("index_png", FORMAT)
 
 @pytest.fixture(scope="module")
 def cluster():
-    # Patient: other work may keep the machine busy.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100 * 2**20,
-        log_to_driver=False,
-        configure_logging=False,
-        _system_config={"worker_register_timeout_seconds": 600, "health_check_timeout_ms": 120_000},
-    )
+    for tries_left in (3, 2, 1, 0):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=2,
+                include_dashboard=False,
+                object_store_memory=100 * 2**20,
+                log_to_driver=False,
+                configure_logging=False,
+                _system_config={"worker_register_timeout_seconds": 600, "health_check_timeout_ms": 120_000},
+            )
+            break
+        except Exception as error:  # Ray gives itself 30 s to start, too few on a busy machine
+            if tries_left == 0 or "timed out during startup" not in str(error):
+                raise
     # Workers need not find this module.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     yield
