@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +35,67 @@ def show_scores(
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while something is counted; nothing where stderr is no terminal."""
+def progress(title: str, unit: str | None = None) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while something is counted, with the time left; nothing where stderr is no terminal.
+
+    Args:
+        unit: what is counted, for work that may take days: then the rate is shown too, and a log gets a line now and
+            then.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
+    rate, spoken = Rate(), Spoken(title, unit or "")
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def update(done: int, total: int) -> None:
+            rate.update(done)
+            text = title if unit is None or rate.per_s is None else f"{title}, {rate.per_s:.3g} {unit}/s"
+            bar.update(task, completed=done, total=total, description=text)
+            if unit is not None and not console.is_terminal and is_main_process():
+                spoken.update(done, total, rate)
+
+        yield update
+
+
+class Rate:
+    """How many per second since the first call, whatever was done before it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self._begun: tuple[int, float] | None = None
+        self.per_s: float | None = None
+
+    def update(self, done: int) -> None:
+        if self._begun is None:
+            self._begun = done, self.clock()
+        elif done > self._begun[0]:
+            self.per_s = (done - self._begun[0]) / max(1e-9, self.clock() - self._begun[1])
+
+
+class Spoken:
+    """Lines for a log: the first after some seconds, then fewer and fewer, at least one in ten minutes."""
+
+    _FIRST_S, _LAST_S = 10.0, 600.0
+
+    def __init__(self, title: str, unit: str, tell: Callable[[str], None] | None = None) -> None:
+        self._title, self._unit, self._tell = title, unit, tell or complain
+        self._pause_s = self._FIRST_S
+        self._next_s: float | None = None
+
+    def update(self, done: int, total: int, rate: Rate) -> None:
+        now = rate.clock()
+        if self._next_s is None:
+            self._next_s = now + self._pause_s
+        if now < self._next_s or rate.per_s is None:
+            return
+        self._pause_s = min(2 * self._pause_s, self._LAST_S)
+        self._next_s = now + self._pause_s
+        left = timedelta(seconds=round((total - done) / rate.per_s))
+        self._tell(f"{self._title}: {done} of {total} {self._unit}, {rate.per_s:.3g}/s, {left} left.")
 
 
 def show_folds(scores: Any, run: Path, json: Path | None = None) -> None:

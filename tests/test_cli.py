@@ -139,11 +139,43 @@ def test_predict_names_broken_files_does_the_rest_and_exits_1(trained, tmp_path,
     told = json.loads(report.read_text())
     assert told["done"] == 2
     assert {Path(f["file"]).name for f in told["failed"]} == {"broken.png", "empty.jpg"}
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["s0.png", "s1.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "_journal.jsonl",
+        "_quarantine.txt",
+        "s0.png",
+        "s1.png",
+    ]
     errors = capsys.readouterr().err
     assert "broken.png" in errors
     assert "empty.jpg" in errors
     assert "Traceback" not in errors
+
+
+def test_predict_goes_on_with_the_job_of_a_list(trained, tmp_path, capsys, monkeypatch):
+    images = trained / "val" / "images"
+    (tmp_path / "list.txt").write_text(f"{images / 's0.png'}\n{images / 's1.png'}\n")
+    given = ("predict", trained / "run", "--list", tmp_path / "list.txt", "--out", tmp_path / "out", "--resume")
+    report = tmp_path / "report.json"
+    parts = ("--batch-size", 1, "--json", report)
+    assert segkit(*given, *parts, "--shard", "2/2") == 0
+    assert "1 masks in" in (told := capsys.readouterr().out)
+    assert "by part 2/2; others are not done yet" in told
+    assert json.loads(report.read_text())["complete"] is False
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert segkit(*given, *parts) == 0
+    told = json.loads(report.read_text())
+    assert (told["done"], told["complete"]) == (2, True)
+    monkeypatch.delenv("SLURM_STEP_NUM_TASKS")
+    assert segkit(*given, *parts, "--tile", 64) == 2
+    assert "tile was None, now it is 64" in capsys.readouterr().err
+    before = json.loads(report.read_text())
+    assert segkit(*given, *parts) == 0
+    assert json.loads(report.read_text()) == before
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert segkit(*given, "--shard", "1/2") == 2
 
 
 def test_predict_writes_overlays_and_probabilities_beside_the_masks(trained, tmp_path):
@@ -197,7 +229,7 @@ def test_post_processing_of_a_config_is_scored_stored_and_predicted(tmp_path):
 def test_predict_writes_the_objects_of_all_images_in_one_file(trained, tmp_path):
     images = trained / "val" / "images"
     assert segkit("predict", trained / "run", images, "--out", tmp_path, "--objects") == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["_objects.json", "s0.png", "s1.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["_journal.jsonl", "_objects.json", "s0.png", "s1.png"]
     objects = json.loads((tmp_path / "_objects.json").read_text())
     assert [image["file_name"] for image in objects["images"]] == ["s0.png", "s1.png"]
     assert [category["name"] for category in objects["categories"]] == ["sky", "ground", "disc"]
@@ -284,7 +316,10 @@ def test_predictions_need_nothing_but_the_masks_section(trained, tmp_path):
         (("predict", "{run}", "nowhere.png", "--out", "x"), "no such file or folder"),
         (("predict", "{run}", "{root}/empty", "--out", "x"), "no images here"),
         (("predict", "{run}", "{root}/val/images", "--out", "x", "--device", "cuda:99x"), "expected auto"),
-        (("predict", "{run}"), "INPUT"),
+        (("predict", "{run}", "--out", "x"), "give INPUTs"),
+        (("predict", "{run}", "--out", "x", "--list", "nowhere.txt"), "nowhere.txt: cannot be read as a list"),
+        (("predict", "{run}", "{root}/val/images", "--out", "x", "--shard", "0/4"), "from 1 to N"),
+        (("predict", "{run}", "{root}/val/images", "--out", "x", "--overwrite", "no"), "expected always or never"),
         (("init", "nothing"), "Configs that come with segkit"),
         (("trian",), "trian"),
         (("train", "--nonsense"), "--nonsense"),

@@ -219,7 +219,7 @@ def test_files_keep_the_names_they_have_from_training_to_scores(tmp_path):
     assert segkit("train", path, "--out", tmp_path / "run", "--json", tmp_path / "trained.json") == 0
     out = tmp_path / "out"
     assert segkit("predict", tmp_path / "run", tmp_path / "val" / "images", "--out", out, "--device", "cpu") == 0
-    assert sorted(p.name for p in out.iterdir()) == ["s0_photo.png", "s1_photo.png"]
+    assert sorted(p.name for p in out.glob("*.png")) == ["s0_photo.png", "s1_photo.png"]
     scores = tmp_path / "scores.json"
     scoring = ("evaluate", "--config", path, "--predictions", out, "--json", scores)
     assert segkit(*scoring, "--split", "val") == 0
@@ -248,7 +248,7 @@ def test_bands_in_files_of_their_own_are_joined_in_prediction_too(tmp_path):
     images = sorted((tmp_path / "val" / "images").iterdir())
     assert len(images) == 4
     assert segkit("predict", tmp_path / "run", *images, "--out", out, "--device", "cpu") == 0
-    assert sorted(p.name for p in out.iterdir()) == ["s0.png", "s1.png"]
+    assert sorted(p.name for p in out.glob("*.png")) == ["s0.png", "s1.png"]
     assert segkit("evaluate", "--config", path, "--predictions", out, "--json", scores) == 0
     assert json.loads(scores.read_text()) == json.loads((tmp_path / "trained.json").read_text())
     images[0].unlink()  # a band that is missing fails its image, and no other

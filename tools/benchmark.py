@@ -19,6 +19,7 @@ from benchmarks.inspection import inspection
 from benchmarks.losses import losses, losses_memory, overlapping_loss, upsampled_loss
 from benchmarks.peers import Absent
 from benchmarks.pipeline import pipeline
+from benchmarks.predicting import predicting
 from benchmarks.report import Report, make_report, plot, show, to_markdown, write_into
 from benchmarks.rows import Row
 from benchmarks.steps import step
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Measure] = {
     "step": step,
     "pipeline": pipeline,
     "sliding-window": sliding_window,
+    "predict": predicting,
     "imports": imports,
     "inspect": inspection,
 }

@@ -7,22 +7,15 @@ locks, the last rename wins, and nothing is removed that might be in use.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from segkit.data.cache_files import INDEX, read_index
-
-fcntl: Any
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from segkit.formats.locks import is_same, lock, locked
 
 _PART = ".part"
 
@@ -55,11 +48,11 @@ def hold_or_build(home: Path, name: str, build: Callable[[Path], None], temporar
     held = _hold(target, temporary)
     if held is not None:
         return held
-    with _locked(home / f".{name}.lock") as locked:
+    with locked(home / f".{name}.lock") as held_lock:
         held = _hold(target, temporary)  # another process has built it meanwhile
         if held is not None:
             return held
-        if locked:
+        if held_lock:
             _remove_parts(home, name)
         part = home / f".{name}.{uuid.uuid4().hex[:12]}{_PART}"
         part.mkdir()
@@ -83,7 +76,7 @@ def remove_unused(folder: Path) -> bool:
     except OSError:
         return False
     try:
-        if not _lock(descriptor, exclusive=True, wait=False):
+        if not lock(descriptor, exclusive=True, wait=False):
             return False
         shutil.rmtree(folder, ignore_errors=True)
         return True
@@ -98,7 +91,7 @@ def _hold(folder: Path, temporary: bool) -> Held | None:
         descriptor = _open_shared(folder / INDEX)
     except OSError:
         return None
-    if not _is_same(descriptor, folder / INDEX):  # removed between the two lines above
+    if not is_same(descriptor, folder / INDEX):  # removed between the two lines above
         os.close(descriptor)
         return None
     return Held(folder, descriptor, temporary)
@@ -106,14 +99,14 @@ def _hold(folder: Path, temporary: bool) -> Held | None:
 
 def _open_shared(path: Path) -> int:
     descriptor = os.open(path, os.O_RDONLY)  # it may be another user's
-    _lock(descriptor, exclusive=False, wait=True)
+    lock(descriptor, exclusive=False, wait=True)
     return descriptor
 
 
 def _release(folder: Path, descriptor: int, temporary: bool, process: int) -> None:
     if os.getpid() != process:
         return  # a fork of the process that holds it
-    if temporary and _lock(descriptor, exclusive=True, wait=False):
+    if temporary and lock(descriptor, exclusive=True, wait=False):
         shutil.rmtree(folder, ignore_errors=True)
     os.close(descriptor)
 
@@ -125,42 +118,6 @@ def _remove_parts(home: Path, name: str) -> None:
         if owner == name:
             shutil.rmtree(part, ignore_errors=True)
             continue
-        with _locked(home / f".{owner}.lock", wait=False) as locked:
-            if locked:
+        with locked(home / f".{owner}.lock", wait=False) as held_lock:
+            if held_lock:
                 shutil.rmtree(part, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Holds a lock file, which is there only as long as somebody does; yields whether it is held."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        locked = _lock(descriptor, exclusive=True, wait=wait)
-        # Its last holder has removed it: those who come now lock another file of the same name.
-        if not locked or _is_same(descriptor, path):
-            break
-        os.close(descriptor)
-    try:
-        yield locked
-    finally:
-        if locked:
-            path.unlink(missing_ok=True)
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, exclusive: bool, wait: bool) -> bool:
-    """Lock an open file; False if another holds it or there are no locks here."""
-    if fcntl is None:
-        return False
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False
-    return True
-
-
-def _is_same(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except OSError:
-        return False

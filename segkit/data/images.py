@@ -31,7 +31,7 @@ IMAGE_SUFFIXES = (*PICTURE_SUFFIXES, *DICOM_SUFFIXES)
 _MAX_BANDS = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be a hundred thousand
 class ImageRef:
     """Where one image lies: a file, one slice of a volume, or either of several files that hold a band each.
 

@@ -103,6 +103,11 @@ class CocoJson(MarkCodec):
     def files(self, root: str | Path, stem: str) -> list[Path]:
         return existing([find_coco(root)])
 
+    def holds(self, root: str | Path, stem: str) -> bool:
+        path = written_coco(root)
+        part = _parts(path) / f"{check_stem(stem)}.json"
+        return part.is_file() or (path.exists() and stem in load_coco(path).images)
+
     def write(self, root: str | Path, stem: str, planes: np.ndarray, like: str | Path | None = None) -> None:
         """Keep the annotations of one image for `finish`.
 

@@ -17,7 +17,14 @@ import numpy as np
 from segkit.formats.mask_format import MaskFormat
 
 # What `segkit predict` puts beside the masks; a folder of predictions is itself a data set.
-RESERVED_NAMES = ("_overlay", "_probabilities", "_journal.jsonl", "_objects.json")
+RESERVED_NAMES = (
+    "_overlay",
+    "_probabilities",
+    "_objects.json",
+    "_quarantine.txt",
+    "_journal.jsonl",
+    "_journal",
+)
 
 # Columns of the pieces of a mask start and end at multiples of it, or at the right end.
 PIECE_STEP = 512
@@ -66,6 +73,10 @@ class Codec(ABC):
     @abstractmethod
     def files(self, root: str | Path, stem: str) -> list[Path]:
         """The files that `read` would open and that are there now: as long as they and `to_spec` stay, so do planes."""
+
+    def holds(self, root: str | Path, stem: str) -> bool:
+        """Whether the mask of a sample is there, all of it; what `write` left for `finish` counts."""
+        return bool(self.files(root, stem))
 
     @abstractmethod
     def write(self, root: str | Path, stem: str, planes: np.ndarray, like: str | Path | None = None) -> None:

@@ -106,6 +106,9 @@ class FilePerClass(Codec):
     def files(self, root: str | Path, stem: str) -> list[Path]:
         return existing(self._path(root, stem, name) for name in self.filed_classes)
 
+    def holds(self, root: str | Path, stem: str) -> bool:
+        return len(self.files(root, stem)) == len(self.filed_classes)
+
     def write(self, root: str | Path, stem: str, planes: np.ndarray, like: str | Path | None = None) -> None:
         paths = [self._path(root, stem, name) for name in self.filed_classes]
         where = str(paths[0])

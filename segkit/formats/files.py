@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,9 @@ from segkit.formats.codec import RESERVED_NAMES
 
 # What many writers write waits here, below the root, until `Codec.finish` joins it; hidden, so nothing reads it.
 PARTS = ".segkit-parts"
+_PART = ".part"
+_CHUNK_BYTES = 2**16
+_UNFINISHED = re.compile(rf"\..+\.[0-9a-f]{{12}}{re.escape(_PART)}", re.DOTALL)
 
 
 def find_files(root: str | Path, suffixes: Iterable[str]) -> dict[str, Path]:
@@ -124,7 +128,7 @@ def writing_whole(path: str | Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Hidden, so that a run cut off here leaves nothing that reads as a mask; in the same folder, so that the
     # rename stays within one file system.
-    part = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:12]}.part")
+    part = path.with_name(f".{path.name[:80]}.{uuid.uuid4().hex[:12]}{_PART}")
     try:
         with part.open("wb") as file:
             yield file
@@ -132,6 +136,31 @@ def writing_whole(path: str | Path) -> Iterator[BinaryIO]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def open_lines(path: Path) -> BinaryIO:
+    """A file to add lines to, without a last line that was cut off when a process was killed; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a+b")
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - _CHUNK_BYTES)
+        file.seek(start)
+        line_end = file.read(end - start).rfind(b"\n")
+        if line_end >= 0:
+            file.truncate(start + line_end + 1)
+            return file
+        end = start
+    file.truncate(0)
+    return file
+
+
+def remove_unfinished(root: str | Path) -> None:
+    """Remove what `writing_whole` left below a folder in processes that were killed; nobody may write there now."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            if _UNFINISHED.fullmatch(name):
+                Path(folder, name).unlink(missing_ok=True)
 
 
 def file_stamp(path: Path) -> tuple[str, int, int]:

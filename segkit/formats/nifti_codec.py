@@ -116,6 +116,10 @@ class NiftiSlices(Codec):
     def files(self, root: str | Path, stem: str) -> list[Path]:
         return existing([_volume_path(root, parse_slice_stem(stem)[0])])
 
+    def holds(self, root: str | Path, stem: str) -> bool:
+        case, axis, index = parse_slice_stem(stem)
+        return _part(Path(root, PARTS, check_stem(case)), axis, index).is_file() or bool(self.files(root, stem))
+
     def write(self, root: str | Path, stem: str, planes: np.ndarray, like: str | Path | None = None) -> None:
         """Keep one slice for `finish`.
 
@@ -137,7 +141,7 @@ class NiftiSlices(Codec):
                 )
             if not _holds(parts / _HEADER, header):
                 write_whole(parts / _HEADER, header)
-        write_png(parts / f"{axis}{index:03d}.png", stored)
+        write_png(_part(parts, axis, index), stored)
 
     def write_volume(
         self, root: str | Path, stems: Sequence[str], planes: np.ndarray, like: str | Path | None = None
@@ -230,6 +234,11 @@ class NiftiSlices(Codec):
             f"{path}: {int((~written).sum())} voxels lie in slices that were not written, and no value says so. "
             "Write the other slices too, or give the codec `ignored_values`, such as [255]."
         )
+
+
+def _part(parts: Path, axis: str, index: int) -> Path:
+    """Where a slice waits to be joined with the others of its case."""
+    return parts / f"{axis}{index:03d}.png"
 
 
 def _volume_path(root: str | Path, case: str) -> Path:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -164,7 +164,7 @@ def trace(graph: StoredToPlanes) -> torch.export.ExportedProgram:
     graph = graph.eval()
     any_size = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     # Sizes of 1, and equal sizes, are no cases of their own. What is still assumed of sizes becomes an assertion.
-    with torch.no_grad(), symbols.patch(backed_size_oblivious=True):
+    with torch.no_grad(), cast(Any, symbols).patch(backed_size_oblivious=True):
         program = torch.export.export(
             graph, (graph.example(),), dynamic_shapes=(any_size,), prefer_deferred_runtime_asserts_over_guards=True
         )
@@ -181,11 +181,12 @@ def trace(graph: StoredToPlanes) -> torch.export.ExportedProgram:
 
 
 def _divide_in_whole_numbers(graph: torch.fx.Graph, ceiling: torch.fx.Node) -> None:
-    """Put -(-a // b) in the place of ceil(a / b), of which timm computes padding: torch saves no program with a ceil."""
+    """Put -(-a // b) for ceil(a / b), by which timm computes padding: torch saves no program with a ceil."""
     (quotient,) = ceiling.args
     if not isinstance(quotient, torch.fx.Node) or quotient.target is not operator.truediv:
         return
-    value, divisor = quotient.args
+    value: Any = quotient.args[0]
+    divisor = quotient.args[1]
     with graph.inserting_before(ceiling):
         steps: list[tuple[Any, tuple[Any, ...]]] = [
             (operator.neg, ()),

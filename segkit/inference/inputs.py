@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import glob
+import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from segkit.data.images import ImageRef, image_refs, join_bands
@@ -14,7 +16,7 @@ from segkit.formats.files import walk
 from segkit.formats.volumes import join_series
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be a hundred thousand
 class Input:
     """One image to predict.
 
@@ -47,6 +49,7 @@ def find_inputs(
     Raises:
         ValueError: an input that is not there or holds no image, or two images that would share a mask.
     """
+    _real.cache_clear()  # relative paths start at a folder that may have changed
     found: dict[tuple, Input] = {}
     broken: Broken = []
     named = {Path(given): given for given in inputs}
@@ -61,15 +64,51 @@ def find_inputs(
             raise ValueError(f"{path}: no images here.")
         broken += faults
         for member in members:
-            found.setdefault((member.image.path.resolve(), member.image.axis, member.image.index), member)
+            image = member.image
+            found.setdefault((_real(image.path.parent), image.path.name, image.axis, image.index), member)
     jobs = _with_bands(list(found.values()), reading)
     if leave_out is not None:
+        masks = _real(leave_out)
         for item in jobs:
-            if item.parent.resolve() == leave_out.resolve():
+            if _real(item.parent) == masks:
                 raise ValueError(
                     f"{item.image}: its mask would be written over it. Give another --out than {leave_out}."
                 )
     return _apart(jobs), broken
+
+
+def read_input_list(path: str | Path) -> list[str]:
+    """Paths from a text file, or from standard input if `path` is `-`: one per line, as `find` and `ls` print them.
+
+    A line is taken as it stands, spaces and `#` included; empty lines are passed over. Relative paths start at the
+    current folder, as those of arguments do.
+
+    Raises:
+        ValueError: no such file, no text in UTF-8, or no path in it.
+    """
+    where = "standard input" if str(path) == "-" else str(path)
+    try:
+        content = sys.stdin.buffer.read() if str(path) == "-" else Path(path).read_bytes()
+        text = content.decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{where}: cannot be read as a list of inputs ({error.strerror or error}).") from None
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{where}, line {line}: is no text in UTF-8, expected one path per line. Save the list as UTF-8; images "
+            "whose names have other bytes are found through their folder."
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(
+            f"{where}, line {line}: holds a zero byte, which no path has: expected one path per line, as `find` prints "
+            "them without `-print0`, in UTF-8."
+        )
+    # Not splitlines: a path may hold other signs that end lines, such as a form feed.
+    lines = [line for line in (line.removesuffix("\r") for line in text.split("\n")) if line]
+    if not lines:
+        raise ValueError(f"{where}: names no input. Write one path per line.")
+    return lines
 
 
 def _with_bands(inputs: list[Input], reading: ImageReading) -> list[Input]:
@@ -95,8 +134,8 @@ def _with_bands(inputs: list[Input], reading: ImageReading) -> list[Input]:
 def _members(given: str | Path, axis: str, leave_out: Path | None) -> tuple[list[Input], Broken]:
     root = Path(given)
     if root.is_dir():
-        skipped = None if leave_out is None or leave_out.resolve() == root.resolve() else leave_out.resolve()
-        paths = [path for _, path in sorted(walk(root)) if skipped is None or skipped not in path.resolve().parents]
+        skipped = None if leave_out is None or _real(leave_out) == _real(root) else _real(leave_out)
+        paths = [path for _, path in sorted(walk(root)) if skipped is None or not _lies_in(path.parent, skipped)]
         return _images(paths, axis, root, any_suffix=False)
     if root.exists():
         return _images([root], axis, root.parent, any_suffix=True)
@@ -121,6 +160,16 @@ def _images(paths: Iterable[Path], axis: str, root: Path, any_suffix: bool) -> t
         except ValueError as error:  # a volume whose header cannot be read
             broken.append((path, str(error)))
     return found, broken
+
+
+@lru_cache(maxsize=1024)
+def _real(folder: Path) -> Path:
+    """A folder without links. Of a file only its folder is looked up: a link is an image of its own name."""
+    return folder.resolve()
+
+
+def _lies_in(folder: Path, above: Path) -> bool:
+    return _real(folder) == above or above in _real(folder).parents
 
 
 def _apart(inputs: list[Input]) -> list[Input]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,62 +20,57 @@ from segkit.formats.run_lengths import label_regions, to_json
 OBJECTS_NAME = "_objects.json"
 
 
-@contextmanager
-def collect_objects(folder: Path, format: MaskFormat) -> Iterator[Objects]:
-    """Objects of images, which are written to `_objects.json` in `folder` at the end, whole or not at all."""
-    # Without a name, and gone with this process.
-    with tempfile.TemporaryFile("w+b", dir=folder) as lines:
-        objects = Objects(format, lines)
-        yield objects
-        objects.write(folder / OBJECTS_NAME)
-
-
-class Objects:
-    """Collects the objects of images one by one; memory does not grow with their number.
-
-    Categories are the classes except `background`, numbered from 1 in their order.
+def object_line(number: int, file_name: str, planes: np.ndarray, probs: np.ndarray, format: MaskFormat) -> bytes:
+    """One line with the objects of an image, for `join_objects`.
 
     Args:
-        format: what the planes mean.
-        lines: takes one line for each image.
+        number: of the image in the list of all; images are joined in this order.
+        planes, probs: as for `find_objects`.
     """
+    found = [[name, record] for name, record in find_objects(planes, probs, format)]
+    height, width = planes.shape[:2]
+    image = {"file_name": file_name, "width": width, "height": height, ANNOTATED: True}
+    return json.dumps([number, image, found]).encode() + b"\n"
 
-    def __init__(self, format: MaskFormat, lines: BinaryIO) -> None:
-        self._format, self._lines = format, lines
-        named = [name for name in format.names if name != BACKGROUND]
-        self._categories = {name: number for number, name in enumerate(named, start=1)}
 
-    def add(self, file_name: str, planes: np.ndarray, probs: np.ndarray) -> None:
-        """The objects of one image; arguments as for `find_objects`."""
-        found = [
-            {"category_id": self._categories[name], **record}
-            for name, record in find_objects(planes, probs, self._format)
-        ]
-        height, width = planes.shape[:2]
-        image = {"file_name": file_name, "width": width, "height": height, ANNOTATED: True}
-        self._lines.write(json.dumps([image, found]).encode() + b"\n")
+def join_objects(path: Path, files: Iterable[Path], format: MaskFormat) -> None:
+    """Write the COCO file of all images that have lines in `files`, whole or not at all.
 
-    def write(self, path: Path) -> None:
-        """Write the COCO file of all images that were added, whole or not at all."""
-        categories = [{"id": number, "name": name} for name, number in self._categories.items()]
-        write_coco(path, {"categories": categories}, self._images(), self._annotations())
+    Of several lines for one image the last counts: a batch that was interrupted is done again. Categories are the
+    classes except `background`, numbered from 1 in their order. Memory holds a place for each image, no objects.
+    """
+    named = [name for name in format.names if name != BACKGROUND]
+    numbers = {name: number for number, name in enumerate(named, start=1)}
+    categories = [{"id": number, "name": name} for name, number in numbers.items()]
+    with ExitStack() as stack:
+        opened = [stack.enter_context(file.open("rb")) for file in files]
+        places = dict(sorted(_places(opened).items()))
 
-    def _images(self) -> Iterator[dict[str, Any]]:
-        for number, (image, _) in enumerate(self._entries(), start=1):
-            yield {"id": number, **image}
+        def entries() -> Iterator[tuple[int, dict[str, Any], list[Any]]]:
+            for own, (file, start) in enumerate(places.values(), start=1):
+                file.seek(start)
+                _, image, found = json.loads(file.readline())
+                yield own, image, found
 
-    def _annotations(self) -> Iterator[dict[str, Any]]:
-        own = 0
-        for number, (_, found) in enumerate(self._entries(), start=1):
-            for record in found:
-                own += 1
-                yield {"id": own, "image_id": number, **record}
+        images = ({"id": own, **image} for own, image, _ in entries())
+        objects = ((own, name, record) for own, _, found in entries() for name, record in found)
+        annotations = (
+            {"id": number, "image_id": own, "category_id": numbers[name], **record}
+            for number, (own, name, record) in enumerate(objects, start=1)
+        )
+        write_coco(path, {"categories": categories}, images, annotations)
 
-    def _entries(self) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-        self._lines.seek(0)
-        for line in self._lines:
-            image, found = json.loads(line)
-            yield image, found
+
+def _places(files: Iterable[BinaryIO]) -> dict[int, tuple[BinaryIO, int]]:
+    """File and position of the last whole line of each image."""
+    places = {}
+    for file in files:
+        start = 0
+        for line in file:
+            if line.endswith(b"\n"):  # not where a process was killed within it
+                places[int(line[1 : line.index(b",")])] = (file, start)
+            start += len(line)
+    return places
 
 
 def find_objects(planes: np.ndarray, probs: np.ndarray, format: MaskFormat) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,57 +12,25 @@ from torch import Tensor
 from segkit.data.images import ImageRef
 from segkit.data.intensity import Scale, image_scale
 from segkit.data.sample import Sample
-from segkit.formats.coco_files import file_name_of
 from segkit.formats.codec import Codec
-from segkit.formats.files import write_whole
 from segkit.inference.averaging import OneOrSeveral, open_models
-from segkit.inference.inputs import Input, find_inputs
-from segkit.inference.large import goes_by_window, predict_large
-from segkit.inference.objects import Objects, collect_objects
-from segkit.inference.overlay import draw_overlay, write_picture
+from segkit.inference.batches import Wanted
+from segkit.inference.jobs import JobOptions, run_job
 from segkit.inference.postprocess import planes_of, postprocess
-from segkit.inference.tiling import check_tile, image_logits, image_planes
-from segkit.inference.volumes import answer_volume, by_volume, check_axes
+from segkit.inference.reports import PredictReport
+from segkit.inference.shards import WHOLE, Shard
+from segkit.inference.tiling import WHOLE_PIXELS, batch_logits, batch_planes, check_tile, image_logits, image_planes
+from segkit.inference.volumes import answer_volume, check_axes
 from segkit.models.devices import autocast, pick_device
 from segkit.ops.upsample import CoarseLogits
 
-
-@dataclass
-class PredictReport:
-    """What became of a list of inputs.
-
-    Attributes:
-        done: number of masks written.
-        failed: (file, reason) of each input that could not be predicted.
-        seconds: wall-clock time, model loading excluded.
-    """
-
-    done: int = 0
-    failed: list[tuple[str, str]] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `segkit predict --json` writes it."""
-        return {
-            "done": self.done,
-            "failed": [{"file": file, "reason": reason} for file, reason in self.failed],
-            "seconds": round(self.seconds, 3),
-            "images_per_second": round(self.done / self.seconds, 3) if self.done and self.seconds > 0 else None,
-        }
-
-
-@dataclass(frozen=True)
-class _Extras:
-    """What is written beside masks, see `Predictor.predict_files`."""
-
-    out: Path
-    overlay: bool
-    probabilities: bool
-    objects: Objects | None
-
-    @property
-    def need_probabilities(self) -> bool:
-        return self.probabilities or self.objects is not None
+# Inputs of a batch where nobody says otherwise.
+_BATCH_SIZE = {"cpu": 4}
+_GPU_BATCH_SIZE = 8
+# Pixels that are computed at once, as far as they are those of several images or windows. On a CPU larger ones lose by
+# company, see `volumes`; on a GPU those of a batch of large ones would need gigabytes.
+_PIXELS = {"cpu": 2**18}
+_GPU_PIXELS = 2**25
 
 
 class Predictor:
@@ -148,11 +111,16 @@ class Predictor:
         overlay: bool = False,
         probabilities: bool = False,
         objects: bool = False,
+        batch_size: int | None = None,
+        overwrite: str | None = None,
+        resume: bool = False,
+        shard: str | Shard = WHOLE,
         progress: Callable[[int, int], None] | None = None,
     ) -> PredictReport:
-        """Write one mask per image into `out`, under the path relative to the input given.
+        """Write one mask per image into `out`, under the path relative to the input given; see docs/batch-inference.md.
 
-        A file that cannot be read is named in the report, and the rest is done.
+        A file that cannot be read is named in the report, and the rest is done. What is done stands in
+        `out/_journal.jsonl`, so that a job that was killed can go on.
 
         Args:
             inputs: image files, folders or glob patterns.
@@ -161,96 +129,57 @@ class Predictor:
             overlay: also write `out/_overlay/STEM.png`, the classes in colour over the image.
             probabilities: also write `out/_probabilities/STEM.npz`: `probabilities` (C, H, W) float16 and
                 `classes`, the names of the channels.
-            objects: also write `out/_objects.json`, the connected regions of each class in all images of this call as
+            objects: also write `out/_objects.json`, the connected regions of each class in all images of the job as
                 COCO JSON with scores; see `find_objects`.
+            batch_size: images that are a batch, of which those of one size are computed together; default 4 on a CPU,
+                else 8. A volume is a batch of its own.
+            overwrite: `always` writes masks anew, `never` keeps those that are there; None is `always`, but refuses
+                to begin anew where `out` holds an unfinished job.
+            resume: go on with the job that `out` holds, or begin it where there is none.
+            shard: `2/8` does the second of eight parts.
             progress: called with (images done, images in all).
+
+        Raises:
+            ValueError: an input that is not there, or `out` holds another job.
+            OSError: masks cannot be written.
+            KeyboardInterrupt, Preempted: SIGINT or SIGTERM came; the batch that was computed is kept.
         """
         if self.codec is None:
             raise ValueError("the model was saved without a codec: give `codec`, which says how to write masks.")
         if axes is not None:
             check_axes(axes, self.model.reading)
-        out, report, started = Path(out), PredictReport(), time.monotonic()
-        jobs, broken = find_inputs(inputs, self.model.reading.for_new_images(), leave_out=out)
-        report.failed += [(str(path), reason) for path, reason in broken]
-        out.mkdir(parents=True, exist_ok=True)
-        before = 0
-        with collect_objects(out, self.model.format) if objects else nullcontext() as found:
-            extras = _Extras(out, overlay, probabilities, found)
-            for piece in by_volume(jobs):
-                told = _share_of(progress, before, len(piece), len(jobs))
-                try:
-                    if piece[0].image.axis is None and axes is None:
-                        self._predict_one(piece[0], self.codec, extras)
-                    else:
-                        self._predict_volume(piece, axes, self.codec, extras, told)
-                    report.done += len(piece)
-                except (ValueError, OSError) as error:
-                    report.failed.append((str(piece[0].image.path), str(error)))
-                told(1.0)
-                before += len(piece)
-        try:
-            self.codec.finish(out)
-        except ValueError as error:
-            report.failed.append((str(out), str(error)))
-        report.seconds = time.monotonic() - started
-        return report
+        options = JobOptions(
+            Wanted(overlay, probabilities, objects, keep=overwrite == "never", axes="".join(axes) if axes else None),
+            _BATCH_SIZE.get(self.device.type, _GPU_BATCH_SIZE) if batch_size is None else batch_size,
+            overwrite,
+            resume,
+            Shard.parse(shard) if isinstance(shard, str) else shard,
+        )
+        return run_job(self, self.codec, inputs, Path(out), options, progress)
 
-    def _predict_one(self, job: Input, codec: Codec, extras: _Extras) -> None:
-        reading = self.model.reading
-        whole = extras.overlay or extras.objects is not None or bool(self.model.postprocess)
-        if goes_by_window(job.image, codec, whole):
-            predict_large(
-                self.model, job.image, codec, extras.out, job.stem,
-                device=self.device, tile=self.tile, probabilities=extras.probabilities, needs_whole=whole,
-            )  # fmt: skip
-            return
-        image = reading.read(job.image)
-        spacing_mm, probs = reading.spacing_mm(job.image), None
-        if extras.need_probabilities:
-            logits = self._coarse_logits(image, spacing_mm)
-            planes = self._finished(self.model.format.decode(logits), spacing_mm)
-            probs = self._probabilities(logits).cpu().numpy()
-        else:  # without the logits of a whole image
-            planes = self._image_planes(image, spacing_mm)
-        codec.write(extras.out, job.stem, planes, like=job.image.path)
-        self._write_extras(job, planes, probs, extras, image)
+    @torch.inference_mode()
+    def answers(
+        self, images: Sequence[np.ndarray], spacings: Sequence[Sequence[float] | None], probabilities: bool
+    ) -> list[tuple[np.ndarray, np.ndarray | None]]:
+        """(H, W, P) planes, and (C, H, W) probabilities where they are wanted, of images as `model.reading` reads them.
 
-    def _predict_volume(
-        self,
-        jobs: list[Input],
-        axes: Sequence[str] | None,
-        codec: Codec,
-        extras: _Extras,
-        progress: Callable[[float], None],
-    ) -> None:
-        image = jobs[0].image
-        answer = answer_volume(
-            self.model, image, axes,
-            device=self.device, tile=self.tile, probabilities=extras.need_probabilities, progress=progress,
-        )  # fmt: skip
-        codec.write_volume(extras.out, [job.stem for job in jobs], answer.planes, like=image.path)
-        for number, job in enumerate(jobs):
-            probs = None if answer.probs is None else answer.probs[number]
-            self._write_extras(job, answer.planes[number], probs, extras)
-
-    def _write_extras(
-        self, job: Input, planes: np.ndarray, probs: np.ndarray | None, extras: _Extras, image: np.ndarray | None = None
-    ) -> None:
-        """What is asked for beside the mask; `image` as `model.reading` reads it, where it is at hand."""
-        if extras.overlay:
-            reading = self.model.reading
-            seen = reading.without_neighbours(reading.read(job.image) if image is None else image)
-            picture = draw_overlay(seen, planes, self.model.format)
-            write_picture(extras.out / "_overlay" / f"{job.stem}.png", picture)
-        if probs is None:
-            return
-        if extras.objects is not None:
-            extras.objects.add(file_name_of(job.stem, job.image.path), planes, probs)
-        if extras.probabilities:
-            content = io.BytesIO()
-            half = probs.astype(np.float16)
-            np.savez_compressed(content, probabilities=half, classes=np.array(self.model.format.names))
-            write_whole(extras.out / "_probabilities" / f"{job.stem}.npz", content.getvalue())
+        Those of one size, and windows, are computed together; which ones depends on the list alone.
+        """
+        if not images:
+            return []
+        stored = [self._stored(image) for image in images]
+        largest = max(min(image.shape[0] * image.shape[1], WHOLE_PIXELS) for image in images)
+        at_once = max(1, _PIXELS.get(self.device.type, _GPU_PIXELS) // largest)
+        given = (self.model, stored, self.tile, spacings, at_once)
+        with autocast(self.device):
+            if not probabilities:  # without the logits of a whole image
+                preds = batch_planes(*given)
+                return [(self._finished(*pair), None) for pair in zip(preds, spacings, strict=True)]
+            found = batch_logits(*given)
+        return [
+            (self._finished(self.model.format.decode(logits), spacing), self._probabilities(logits).cpu().numpy())
+            for logits, spacing in zip(found, spacings, strict=True)
+        ]
 
     def _normalized(self, image: np.ndarray, scale: Scale | None) -> np.ndarray:
         """(H, W, B) as `model.reading` would have read it."""
@@ -289,15 +218,3 @@ class Predictor:
         """(H, W, P) post-processed planes of (1, P, H, W) decoded ones."""
         format = self.model.format
         return postprocess(planes_of(pred, format)[0], self.model.postprocess, format, spacing_mm)
-
-
-def _share_of(
-    progress: Callable[[int, int], None] | None, before: int, size: int, total: int
-) -> Callable[[float], None]:
-    """Tells `progress` the share that is done of `size` images, which follow `before` others."""
-
-    def tell(share: float) -> None:
-        if progress is not None:
-            progress(before + round(share * size), total)
-
-    return tell

@@ -35,6 +35,7 @@ from segkit.inference.threshold_fitting import (
     threshold_candidates,
 )
 from segkit.inference.tiling import check_tile, image_logits
+from segkit.inference.volumes import check_axes
 from segkit.models.devices import pick_device
 from segkit.models.steps import Steps, steps_to_list
 from segkit.ops.upsample import CoarseLogits
@@ -134,13 +135,21 @@ def tune(
     Raises:
         ValueError: nothing to tune, fewer groups than folds, or masks that mean something else.
     """
-    wanted, notes = Criterion.parse(criterion), _untunable(model.format, data.codec) if thresholds else []
+    wanted, untunable = Criterion.parse(criterion), _untunable(model.format, data.codec) if thresholds else []
+    notes = list(untunable)
     check_comparable(model, data)
     check_tile(tile)
-    if not steps and (not thresholds or notes):
-        raise ValueError(" ".join(notes) or "neither thresholds nor post-processing: nothing is left to tune.")
+    if not steps and (not thresholds or untunable):
+        raise ValueError(" ".join(untunable) or "neither thresholds nor post-processing: nothing is left to tune.")
     counted, place = progress if progress is not None else _silent, pick_device(device)
     data, before, had = as_stored(data), model.format, model.postprocess
+    axes = check_axes(None, model.reading)
+    if len(axes) > 1:
+        data = data.across(model.reading.main_axis)
+        notes.append(
+            f"the model averages volumes over the axes {''.join(axes)}; what suits slices across "
+            f"{model.reading.main_axis} alone is chosen."
+        )
     fold_of = _deal(data, folds, group, seed)
     seen = (model if tta is None else TestTimeAugmentation(model, tta)).to(place).eval()
 
@@ -153,7 +162,7 @@ def tune(
 
     choices: list[ThresholdChoice] = []
     final, by_fold = before, [before] * folds
-    if thresholds and not notes:
+    if thresholds and not untunable:
         curves = [Curves(before, threshold_candidates(before), wanted) for _ in range(folds)]
         for answer in answers("counting"):
             curves[fold_of[answer.number]].add(answer.logits.full(), answer.target)

@@ -33,3 +33,29 @@ def preemptible() -> Iterator[None]:
 
 def _stop(number: int, frame: object) -> None:
     raise Preempted
+
+
+class Stop:
+    """Which signal has asked to stop; None as long as none has."""
+
+    asked: int | None = None
+
+
+@contextmanager
+def stoppable() -> Iterator[Stop]:
+    """SIGINT and SIGTERM ask to stop, where work has to be brought to an end first; a second SIGINT stops at once."""
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: object) -> None:
+        stop.asked = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

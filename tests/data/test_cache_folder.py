@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from segkit.data import cache_folder
 from segkit.data.cache_folder import hold_or_build, remove_unused
+from segkit.formats import locks
 
 INDEX = '{"sizes": {"data": 4}, "packed": false, "samples": {}}'
 
@@ -55,7 +55,7 @@ def test_processes_that_start_together_build_once(tmp_path):
 
 
 def test_without_locks_the_last_rename_wins(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache_folder, "fcntl", None)
+    monkeypatch.setattr(locks, "fcntl", None)
 
     def build_twice(folder):
         build(folder)

@@ -602,6 +602,21 @@ def test_voc_palette_masks_are_read_as_indices(shared_data, tmp_path):
         np.testing.assert_array_equal(read_png(tmp_path / f"{stem}.png").pixels, read_png(root / f"{stem}.png").pixels)
 
 
+@pytest.mark.parametrize("name", ["index_png", "tiff", "labelme", "coco", "nifti", "file_per_class"])
+def test_a_mask_is_held_from_when_it_is_written_whole(tmp_path, name):
+    format = OVERLAP if name == "file_per_class" else ORGANS
+    codec, stem = open_codec(name, format), stems_for(name)[1]
+    assert not codec.holds(tmp_path, stem)
+    codec.write(tmp_path, stem, random_planes(format, 0, (5, 6), ignored=False))
+    assert codec.holds(tmp_path, stem)
+    assert not codec.holds(tmp_path, stem.replace("night", "day"))
+    codec.finish(tmp_path)
+    assert codec.holds(tmp_path, stem)
+    if name == "file_per_class":
+        codec.files(tmp_path, stem)[1].unlink()
+        assert not codec.holds(tmp_path, stem)
+
+
 def test_hippocampus_predictions_are_a_data_set(shared_data, tmp_path):
     images, labels = (shared_data / "hippocampus" / "val" / part for part in ("images", "labels"))
     codec = open_codec("nifti", MaskFormat.multiclass(["background", "anterior", "posterior"]))

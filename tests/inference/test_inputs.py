@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import io
+import sys
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
 
 from segkit.data.reading import ImageReading
-from segkit.inference.inputs import find_inputs
+from segkit.inference.inputs import find_inputs, read_input_list
 
 
 def put(*paths):
@@ -82,3 +86,38 @@ def test_an_unreadable_volume_is_named_and_the_rest_is_found(tmp_path):
     found, broken = find_inputs([tmp_path])
     assert [i.stem for i in found] == ["a"]
     assert [path.name for path, _ in broken] == ["bad.nii.gz"]
+
+
+def test_links_to_one_file_are_images_of_their_own_names(tmp_path):
+    put(tmp_path / "a.png")
+    (tmp_path / "b.png").symlink_to("a.png")
+    (tmp_path / "folder").symlink_to(tmp_path)
+    assert stems(tmp_path) == ["a", "b"]
+    assert stems(tmp_path / "a.png", tmp_path / "folder" / "a.png") == ["a"]
+
+
+def test_a_list_names_paths_as_they_stand(tmp_path, monkeypatch):
+    names = ["night/a b.png", "#1.png", " c.png", "d\x0ce.png", "é.png"]
+    put(*(tmp_path / name for name in names))
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n\n".join(names).encode())
+    monkeypatch.chdir(tmp_path)
+    assert read_input_list("list.txt") == names
+    assert stems(*read_input_list(tmp_path / "list.txt")) == ["a b", "#1", " c", "d\x0ce", "é"]
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"night/a b.png\n")))
+    assert stems(*read_input_list("-")) == ["a b"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a.png\0b.png\0", "line 1: holds a zero byte.*-print0"),
+        (b"a.png\nb\xff.png\n", "line 2: is no text in UTF-8"),
+        (b"\n\r\n", "names no input"),
+        (None, "cannot be read as a list of inputs"),
+    ],
+)
+def test_what_is_no_list_is_named_with_its_line(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"list\.txt.*{message}"):
+        read_input_list(tmp_path / "list.txt")

@@ -12,10 +12,9 @@ from pycocotools.coco import COCO
 
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
-from segkit.inference.objects import collect_objects, find_objects
+from segkit.inference.objects import find_objects, join_objects, object_line
 from segkit.inference.predictor import Predictor
 from segkit.models.builder import build_model
-from segkit.ops.upsample import CoarseLogits
 from tests.painted import Painted as PaintedModel
 from tests.scenes import FORMATS, write_set
 
@@ -67,9 +66,8 @@ def test_the_objects_of_a_class_are_its_mask_once(tmp_path_factory, format, size
     top = 2 if format.classes_overlap else format.num_classes
     planes = rng.integers(0, top, (*size_hw, format.num_planes)).astype(format.dtype)
     probs = rng.random((format.num_classes, *size_hw)).astype(np.float32)
-    with collect_objects(folder, format) as objects:
-        objects.add("night/a.jpg", planes, probs)
-    assert [p.name for p in folder.iterdir()] == ["_objects.json"]
+    (folder / "lines").write_bytes(object_line(0, "night/a.jpg", planes, probs, format))
+    join_objects(folder / "_objects.json", [folder / "lines"], format)
     file = COCO(folder / "_objects.json")
     held = format.expand(torch.from_numpy(planes.transpose(2, 0, 1))[None])[0].numpy()
     for index, name in enumerate(format.names):
@@ -93,9 +91,11 @@ def test_the_objects_of_a_class_are_its_mask_once(tmp_path_factory, format, size
 class Painted(Predictor):
     """Predicts what the image shows: of each class, logit 4 where the red band holds its number, else -4."""
 
-    def _coarse_logits(self, image, spacing_mm=None):
-        numbers = torch.arange(self.model.format.num_classes)[:, None, None]
-        return CoarseLogits.of(torch.where(torch.from_numpy(image[..., 0].copy()) == numbers, 4.0, -4.0)[None])
+    def answers(self, images, spacings, probabilities):
+        format, numbers = self.model.format, torch.arange(self.model.format.num_classes)[:, None, None]
+        shown = [torch.where(torch.from_numpy(image[..., 0].copy()) == numbers, 4.0, -4.0)[None] for image in images]
+        planes = [format.decode(logits)[0].numpy().transpose(1, 2, 0).astype(format.dtype) for logits in shown]
+        return [(plane, format.probabilities(logits)[0].numpy()) for plane, logits in zip(planes, shown, strict=True)]
 
 
 def painted(format, codec):
@@ -145,7 +145,11 @@ def test_every_format_has_objects_and_coco_masks_beside_them(tmp_path, kind):
     images = write_set(tmp_path / "data", format, 2).images
     predictor = painted(format, {"name": "coco", "unmarked": "ignore"})
     predictor.predict_files([images], tmp_path / "out", objects=True)
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["_objects.json", "annotations.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "_journal.jsonl",
+        "_objects.json",
+        "annotations.json",
+    ]
     for stem in ("s0", "s1"):
         masks, objects = (
             predictor.codec.read(root, stem) for root in (tmp_path / "out", tmp_path / "out/_objects.json")
@@ -169,13 +173,18 @@ def test_slices_of_a_volume_are_images_of_their_own(tmp_path):
     assert [(a["image_id"], a["bbox"]) for a in file["annotations"]] == [(2, [1, 2, 2, 1])]
 
 
-def test_a_run_that_is_interrupted_leaves_the_objects_of_the_last(tmp_path):
-    planes, probs = np.ones((3, 4, 1), np.uint8), np.ones((1, 3, 4))
+def test_objects_are_joined_in_the_order_of_the_images_and_the_last_line_of_each_counts(tmp_path):
     format = MaskFormat.binary("x")
-    with collect_objects(tmp_path, format) as objects:
-        objects.add("a.png", planes, probs)
-    before = (tmp_path / "_objects.json").read_bytes()
-    with pytest.raises(ValueError, match="shorter"), collect_objects(tmp_path, format) as objects:
-        objects.add("b.png", planes, probs[:0])
-    assert (tmp_path / "_objects.json").read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == ["_objects.json"]
+    one, two = (np.zeros((3, 4, 1), np.uint8) for _ in range(2))
+    one[0, 0] = two[1, 1:3] = 1
+    probs = np.full((1, 3, 4), 0.5)
+    line = object_line(2, "c.png", two, probs, format)
+    (tmp_path / "first").write_bytes(object_line(12, "m.png", one, probs, format) + line + line[:20])
+    (tmp_path / "second").write_bytes(
+        object_line(3, "d.png", one, probs, format) + object_line(12, "m.png", two, probs, format)
+    )
+    join_objects(tmp_path / "_objects.json", [tmp_path / "first", tmp_path / "second"], format)
+    file = json.loads((tmp_path / "_objects.json").read_text())
+    assert [(image["id"], image["file_name"]) for image in file["images"]] == [(1, "c.png"), (2, "d.png"), (3, "m.png")]
+    boxes = [(a["id"], a["image_id"], a["bbox"]) for a in file["annotations"]]
+    assert boxes == [(1, 1, [1, 1, 2, 1]), (2, 2, [0, 0, 1, 1]), (3, 3, [1, 1, 2, 1])]

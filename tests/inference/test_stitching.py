@@ -197,7 +197,7 @@ def test_planes_of_a_model_that_works_at_another_size():
 
 @pytest.mark.parametrize("height", [200, 2000])
 def test_what_is_kept_does_not_grow_with_the_height(height):
-    """Numbers held by a stitcher after each window; a line is two windows of 64 x 64 x 3, the next keeps a part."""
+    """Numbers that a stitcher holds after each window; a line is two windows of 64 x 64 x 3."""
     grid, model = Grid((height, 80), 64), Rough(1)
     stitcher, most = stitching.Stitcher(grid), 0
     for i, j in grid:

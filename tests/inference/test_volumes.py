@@ -454,7 +454,7 @@ def test_each_broken_volume_is_named_once_and_leaves_nothing_behind(tmp_path, ax
     for name, reason in faults.items():
         assert re.search(reason, named[name]), named[name]
     assert report.done == SHAPE[2]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good.nii.gz"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["_journal.jsonl", "_quarantine.txt", "good.nii.gz"]
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1]
 
