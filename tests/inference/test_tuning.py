@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import nibabel
 import numpy as np
@@ -291,7 +292,7 @@ def test_the_command_stores_what_helps_and_evaluate_agrees(tmp_path, capsys, mon
     assert (stored["tuned"]["split"], stored["tuned"]["cross_fitted"]) == ("val", told["cross_fitted"])
     assert segkit("evaluate", run, "--split", "val", "--device", "cpu", "--json", tmp_path / "e.json") == 0
     assert json.loads((tmp_path / "e.json").read_text())["pooled"]["dice"]["mean"] == pytest.approx(told["plain"])
-    monkeypatch.setattr("os.access", lambda path, mode: False)
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
     assert segkit("tune", run) == 2
     assert "cannot be written to" in capsys.readouterr().err
     for wrong, message in ((("--split", "test"), "worthless"), (("--criterion", "dice"), "expected pooled_dice")):
