@@ -279,7 +279,7 @@ def test_other_masks_are_never_written_and_the_file_before_stays(tmp_path):
         export_bundle(bundle, tmp_path / "out" / "m.pt2", "torch", architecture=Moody)
     assert [(p.name, p.read_bytes()) for p in (tmp_path / "out").iterdir()] == [("m.pt2", b"before")]
     report = export_bundle(bundle, tmp_path / "out" / "m.pt2", "torch", architecture=Moody, tolerance=1.0)
-    assert 0.01 < report.checked.share < report.checked.worst < 1.0
+    assert 0.1 < report.checked.share < report.checked.worst
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ import sys
 from pathlib import Path
 
 import cv2
+import nibabel
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from segkit.data.splits import read_quarantine
@@ -26,7 +28,7 @@ from segkit.inference.predictor import Predictor
 from segkit.models.builder import build_model
 from segkit.models.bundle import save_bundle
 from segkit.training.preemption import AGAIN, Preempted
-from tests.scenes import FORMATS, scene, write_set
+from tests.scenes import FORMATS, scene
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMAT = FORMATS["exclusive"]
@@ -47,6 +49,14 @@ def write_images(folder: Path, count: int, broken: int = 0, size_hw=(24, 40)) ->
         cv2.imwrite(str(folder / f"s{number:03d}.png"), image[..., ::-1])
     for number in range(broken):
         (folder / f"s{7 * number:03d}-broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    return folder
+
+
+def write_volumes(folder: Path, names, slices=3) -> Path:
+    folder.mkdir()
+    for number, name in enumerate(names):
+        voxels = np.random.default_rng(number).normal(0, 100, (24, 20, slices)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), folder / f"{name}.nii.gz")
     return folder
 
 
@@ -100,10 +110,15 @@ def test_a_job_killed_three_times_ends_like_one_that_was_not(tmp_path, seed):
 
 
 @pytest.mark.parametrize("name", ["coco", "nifti"])
-def test_what_is_joined_at_the_end_is_whole_after_kills(tmp_path, name):
+def test_volumes_and_what_is_joined_at_the_end_are_whole_after_kills(tmp_path, name):
     codec = open_codec(name, FORMAT)
-    images = write_set(tmp_path / "data", FORMAT, 40, size_hw=(24, 40), codec=codec).images
-    network = model(in_channels=1 if name == "nifti" else 3)
+    if name == "coco":
+        images, network = write_images(tmp_path / "in", 40), model()
+    else:
+        images, network = (
+            write_volumes(tmp_path / "in", [f"v{number:02d}" for number in range(60)], 1),
+            model(in_channels=1),
+        )
     save_bundle(network, tmp_path / "m", codec)
     given = (tmp_path / "m", images, "--device", "cpu")
     assert run("-m", "segkit.cli", "predict", *given, "--out", tmp_path / "whole").returncode == 0
@@ -409,8 +424,6 @@ def test_an_image_that_does_not_fit_alone_is_named(tmp_path, images, predictor):
 def test_an_image_that_the_model_refuses_is_named_and_its_batch_is_done(tmp_path):
     (tmp_path / "in").mkdir()
     for name, bands in (("a", 4), ("b", 5), ("c", 4)):
-        import tifffile
-
         pixels = np.full((24, 40, bands), 7, np.uint16)
         tifffile.imwrite(tmp_path / "in" / f"{name}.tif", pixels, photometric="minisblack", planarconfig="contig")
     format = MaskFormat.binary("x")
@@ -482,18 +495,8 @@ def test_what_cannot_be_joined_is_named_and_joined_once_it_can(tmp_path, images,
     assert len(json.loads((out / "_objects.json").read_text())["images"]) == 10
 
 
-def volumes(folder: Path, names: str) -> Path:
-    import nibabel
-
-    folder.mkdir()
-    for number, name in enumerate(names):
-        voxels = np.random.default_rng(number).normal(0, 100, (24, 20, 3)).astype(np.float32)
-        nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), folder / f"{name}.nii.gz")
-    return folder
-
-
 def test_volumes_are_batches_of_their_own_and_kept_whole(tmp_path):
-    given = volumes(tmp_path / "in", "abc")
+    given = write_volumes(tmp_path / "in", "abc")
     (given / "b.nii.gz").write_bytes((given / "b.nii.gz").read_bytes()[:-2000])
     predictor = Predictor(model(in_channels=1), open_codec("nifti", FORMAT), device="cpu")
     seen = []
@@ -512,7 +515,7 @@ def test_volumes_are_batches_of_their_own_and_kept_whole(tmp_path):
 
 
 def test_a_volume_that_does_not_fit_into_memory_is_computed_slice_by_slice(tmp_path, monkeypatch):
-    given = volumes(tmp_path / "in", "a")
+    given = write_volumes(tmp_path / "in", "a")
     predictor = Predictor(model(in_channels=1), open_codec("nifti", FORMAT), device="cpu")
     predictor.predict_files([given], tmp_path / "whole")
     network, sizes = predictor.model, []
