@@ -124,7 +124,7 @@ def test_what_kills_every_worker_is_given_up_after_all_others_are_done(cluster, 
         predict_on_ray(whole / "m", [whole / "in"], out, workers=1, objects=True)
     past = read_journals([out / JOURNAL])
     assert past.finished is None
-    assert len(past.entries) == 14
+    assert len(past.entries) == 12  # all but a task of three batches
     monkeypatch.undo()
     given = ("--out", str(out), "--objects", "--resume", "--json", str(report))
     with pytest.raises(SystemExit) as stopped:
