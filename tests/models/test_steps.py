@@ -41,8 +41,8 @@ def test_the_largest_region_stays_and_corners_connect():
     assert after(LargestComponent(), planes("0000/0000"), BINARY) == "0000/0000"
     for left in range(2, 8):  # also where it lies further to the right
         array = np.zeros((3, 9, 1), np.uint8)
-        array[1, left], array[2, left - 2] = 1, 1
-        assert after(LargestComponent(), array, BINARY) == text(array * (np.arange(3) == 1)[:, None, None])
+        array[0, left], array[1, left - 2] = 1, 1
+        assert after(LargestComponent(), array, BINARY) == text(array * (np.arange(3) == 0)[:, None, None])
 
 
 def test_what_is_removed_becomes_background_where_there_is_one():
