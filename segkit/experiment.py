@@ -295,7 +295,8 @@ def draw_pictures(model: Segmenter, data: MaskDataset, folder: Path, device: str
 def write_json(path: Path, values: Any) -> None:
     """Indented JSON, without NaN: a number that is not known is null."""
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
-    write_whole(path, (text + "\n").encode())
+    # Names of files may hold bytes that are no text: JSON has an escape for them.
+    write_whole(path, (text + "\n").encode(errors="backslashreplace"))
 
 
 def _tell_parts(parts: Parts, tell: Callable[[str], None]) -> None:

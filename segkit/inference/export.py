@@ -98,8 +98,6 @@ def export_bundle(
     _check_target(out, format)
     model = load_model(bundle, architecture=architecture)
     described = read_description(find_bundle(Path(bundle)))
-    kept = read_golden(bundle)
-    golden = predict_golden(model, noise_images(model, _golden_sizes(model)) if kept is None else kept.images)
     what = f"{bundle}: {described['architecture']} with {described['encoder']}"
     try:
         graph = StoredToPlanes(model, probabilities)
@@ -107,6 +105,8 @@ def export_bundle(
             traced = trace(graph)
     except Exception as error:  # exporters have exceptions of all kinds
         raise ValueError(f"{what} cannot be exported: {first_line(error)}") from error
+    kept = read_golden(bundle)
+    golden = predict_golden(model, noise_images(model, _golden_sizes(model)) if kept is None else kept.images)
     outputs = ("planes", "probabilities") if probabilities else ("planes",)
     facts = Facts(described, format, model.statistics.dtype, model.stride, traced.least_side, outputs)
     part = out.with_name(f".{out.stem}.{uuid.uuid4().hex[:12]}.part{out.suffix}")

@@ -164,16 +164,16 @@ def _doubtful(
 ) -> tuple[tuple[int, int, int], ...]:
     """For each assumption of the sizes, the fewest pixels at which it is wrong; none where it is right everywhere."""
     sides = [max(least, side) for side in (1, stride, stride + 1, 4 * stride, 40 * stride)]
-    tried = sorted(itertools.product((1, 5), sides, sides), key=math.prod)
+    places = ((n, height, width) for n, height, width in itertools.product((1, 5), sides, sides))
     # One pixel tells little of an answer.
-    tried = [place for place in tried if math.prod(place[1:]) > 1]
+    tried = sorted((place for place in places if place[1:] != (1, 1)), key=math.prod)
     symbols = [size.node.expr for size in sizes]
     conditions = {
         node.meta["val"].node.expr: None
         for node in assumed
         if isinstance(node, torch.fx.Node) and isinstance(node.meta.get("val"), torch.SymBool)
     }
-    found = {}
+    found: dict[tuple[int, int, int], None] = {}
     for condition in conditions:
         for place in tried:
             if condition.xreplace(dict(zip(symbols, map(sympy.Integer, place), strict=True))) == sympy.false:

@@ -21,7 +21,8 @@ from segkit.data.loaders import eval_loader
 from segkit.data.splits import fold_stems
 from segkit.formats.codec import Codec
 from segkit.formats.mask_format import MaskFormat
-from segkit.inference.averaging import TestTimeAugmentation
+from segkit.formats.nifti_slices import slice_stem
+from segkit.inference.averaging import with_views
 from segkit.inference.evaluate import as_stored, check_comparable, each_answer
 from segkit.inference.models import SegmentationModel
 from segkit.inference.postprocess import Gathering, find_wholes, planes_of, whole_spacing_mm
@@ -151,7 +152,7 @@ def tune(
             f"{model.reading.main_axis} alone is chosen."
         )
     fold_of = _deal(data, folds, group, seed)
-    seen = (model if tta is None else TestTimeAugmentation(model, tta)).to(place).eval()
+    seen = with_views(model, tta).to(place).eval()
 
     def answers(title: str) -> Iterator[Answer]:
         loader = eval_loader(data, batch_size, workers=workers)
@@ -238,7 +239,7 @@ def _writes_ignored(codec: Codec) -> bool:
     planes = np.full((2, 3, format.num_planes), format.ignore_index, format.dtype)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            codec.write(folder, "ignored", planes)
+            codec.write(folder, slice_stem("ignored", "z", 0), planes)  # a name that codecs of volumes take too
         except ValueError:
             return False
     return True

@@ -20,6 +20,8 @@ from segkit.ops.components import find_holes, label_components
 from segkit.suggest import closest
 
 Steps = tuple["Step", ...]
+# Share by which spacings, which NIfTI has in float32, may make a region smaller than it is.
+_ROUNDING = 1e-6
 
 
 def open_steps(specs: Iterable[Any], format: MaskFormat) -> Steps:
@@ -114,7 +116,10 @@ class LargestComponent(_PerClass):
     def apply_to(self, planes: np.ndarray, number: int, format: MaskFormat, spacing_mm: Sequence[float] | None) -> None:
         labels, sizes = label_components(format.holds(planes, number))
         if len(sizes) > 2:
-            format.remove(planes, number, (labels > 0) & (labels != 1 + int(sizes[1:].argmax())))
+            largest = np.append(False, sizes[1:] == sizes[1:].max())
+            # Labels are not always in the order of rows.
+            first = labels.flat[int(largest[labels].argmax())]
+            format.remove(planes, number, (labels > 0) & (labels != first))
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,7 @@ class MinimumSize(_PerClass):
             raise ValueError(f"{self.name}: mm{power} of {kind}. Give mm{dimensions} or pixels instead.")
         if spacing_mm is None:
             raise ValueError(f"{self.name}: mm{power}, but the image tells no spacing. Give pixels instead.")
-        return size / math.prod(spacing_mm)
+        return size / math.prod(spacing_mm) * (1 - _ROUNDING)
 
 
 @dataclass(frozen=True)
@@ -222,8 +227,8 @@ def _open_step(spec: Any, format: MaskFormat) -> Step:
     if not isinstance(values, Mapping) or "name" not in values:
         raise ValueError(f"postprocess: {spec!r} is no step, expected {{name: NAME, ...}}.")
     name, options = values["name"], {str(key): value for key, value in values.items() if key != "name"}
-    if name not in STEPS:
-        raise ValueError(f"postprocess: unknown step {name!r}. {closest(name, STEPS)}")
+    if not isinstance(name, str) or name not in STEPS:
+        raise ValueError(f"postprocess: unknown step {name!r}. {closest(str(name), STEPS)}")
     known = [f.name for f in fields(STEPS[name])]
     for option in options:
         if option not in known:

@@ -258,10 +258,10 @@ def test_a_second_writing_joins_what_is_there(tmp_path):
     ]
     assert values["annotations"][0] == kept
     assert [(a["id"], a["image_id"], a["category_id"]) for a in values["annotations"][1:]] == [
-        (32, 7, 17),
-        (33, 7, 18),
-        (34, 10, 17),
-        (35, 10, 18),
+        (31, 7, 17),
+        (32, 7, 18),
+        (33, 10, 17),
+        (34, 10, 18),
     ]
     for stem in ("a", "c"):
         np.testing.assert_array_equal(codec.read(root, stem), planes)

@@ -39,6 +39,10 @@ def test_the_largest_region_stays_and_corners_connect():
     assert found == "110000/001000/000000"
     assert after(LargestComponent(), planes("0100/0001"), BINARY) == "0100/0000"  # of equals the first
     assert after(LargestComponent(), planes("0000/0000"), BINARY) == "0000/0000"
+    for left in range(2, 8):  # also where it lies further to the right
+        array = np.zeros((3, 9, 1), np.uint8)
+        array[1, left], array[2, left - 2] = 1, 1
+        assert after(LargestComponent(), array, BINARY) == text(array * (np.arange(3) == 1)[:, None, None])
 
 
 def test_what_is_removed_becomes_background_where_there_is_one():
@@ -61,6 +65,9 @@ def test_sizes_are_pixels_or_millimetres():
     assert after(MinimumSize(pixels=2), array, BINARY) == "0110/0000/0000"
     assert after(MinimumSize(mm2=1.0), array, BINARY, (0.5, 2.0)) == "0110/0000/1000"
     assert after(MinimumSize(mm2=1.1), array, BINARY, (0.5, 2.0)) == "0110/0000/0000"
+    # As large as asked for, were it not for rounding.
+    assert after(MinimumSize(mm2=2 * 0.49), array, BINARY, (0.7, 0.7)) == "0110/0000/0000"
+    assert after(MinimumSize(mm2=2 * 0.49), array, BINARY, [float(np.float32(0.7))] * 2) == "0110/0000/0000"
     with pytest.raises(ValueError, match=r"tells no spacing\. Give pixels"):
         MinimumSize(mm2=1.0).apply(array.copy(), BINARY)
     with pytest.raises(ValueError, match=r"mm3 of an image\. Give mm2"):
@@ -145,6 +152,7 @@ def test_descriptions_are_read_back():
         ("fill_holes", "expected a list of steps"),
         ({"name": "fill_holes"}, "expected a list of steps"),
         ([3], "3 is no step"),
+        ([{"name": ["fill_holes"]}], "unknown step"),
         (["fill_hole"], "unknown step 'fill_hole'. Did you mean `fill_holes`"),
         ([{"name": "fill_holes", "size": 3}], "fill_holes has no option 'size'"),
         ([{"name": "fill_holes", "classes": ["cap"]}], "no class 'cap'. Did you mean `cup`"),

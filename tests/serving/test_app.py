@@ -21,7 +21,10 @@ from segkit.data.reading import ImageReading
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
 from segkit.formats.png_files import decode_png
+from segkit.inference.export import export_bundle
 from segkit.inference.predictor import Predictor
+from segkit.models.builder import build_model
+from segkit.models.bundle import save_bundle
 from segkit.models.steps import open_steps
 from segkit.ops.sizes import Spacing
 from segkit.serving.app import build_app
@@ -209,6 +212,23 @@ def test_answers_of_several_views_are_averaged_as_where_files_are_predicted():
         stored = np.load(io.BytesIO(client.post("/predict?output=probabilities", content=png()).content))
     assert np.allclose(stored["probabilities"], flipped.probabilities(IMAGE), atol=1e-3)
     assert not np.allclose(stored["probabilities"], single.probabilities(IMAGE), atol=1e-3)
+
+
+def test_an_exported_file_is_served_like_its_bundle(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    format = FORMATS["overlapping"]
+    codec = open_codec("bit_planes", format)
+    network = build_model("unet", "tu-test_resnet", format, weights=None, encoder_depth=3, decoder_channels=[16, 8, 8])
+    export_bundle(save_bundle(network, tmp_path / "m", codec), tmp_path / "m.onnx")
+    answers = []
+    for path in (tmp_path / "m", tmp_path / "m.onnx"):
+        with client_of(Predictor(path, device="cpu")) as client:
+            asked = [client.post(f"/predict?threshold={t}", content=png(n)) for t in (0.4, 0.5) for n in (1, 2)]
+            answers.append(np.stack([decode_png(answer.content).pixels for answer in asked]))
+    assert len(np.unique(answers[0])) > 2
+    # Another runtime adds up in another order.
+    assert (answers[0] == answers[1]).mean() > 0.999
 
 
 def test_an_image_above_the_size_of_windows_is_answered_as_where_files_are_predicted(monkeypatch):

@@ -22,7 +22,8 @@ from benchmarks.timing import Contender, Run, Settings, time_row
 from segkit import MaskFormat, Predictor, build_model, open_codec
 from segkit.models.segmenter import Segmenter
 
-_BARE, _LOOP, _SEGKIT = "bare network, batches in memory", "imread, SMP, argmax, imwrite", "segkit predict"
+_BARE, _ALONE = "bare network, batches in memory", "bare network, one image at a time"
+_LOOP, _SEGKIT = "imread, SMP, argmax, imwrite", "segkit predict"
 _CLASSES = 19
 
 
@@ -37,6 +38,7 @@ def predicting(settings: Settings) -> list[Row]:
         network = _smp_network(work, model).to(settings.device).eval()
         contenders = [
             Contender(_BARE, lambda: _forward(network, images // n, n, size_hw, settings.device)),
+            Contender(_ALONE, lambda: _forward(network, images, 1, size_hw, settings.device)),
             Contender(_LOOP, lambda: _plain_loop(network, model, files, root / "loop"), result=_class_shares),
             Contender(
                 _SEGKIT, lambda: _predict(model, files, root, n, settings.device), Goal(0.9, True), _class_shares
@@ -52,7 +54,7 @@ def _beside_the_loop(row: Row) -> Row:
     entries = [
         Entry(entry.name, list(entry.samples), goal=Goal(1.0, True) if entry.name == _SEGKIT else None)
         for entry in row.entries
-        if entry.name != _BARE
+        if entry.name in (_LOOP, _SEGKIT)
     ]
     return Row(row.command, f"{row.title}, beside a plain loop", row.quantity, entries, _LOOP).relate()
 

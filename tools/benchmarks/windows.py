@@ -31,6 +31,7 @@ from segkit.inference.tiling import image_logits, image_planes
 from segkit.ops.upsample import CoarseLogits
 
 MONAI, NNUNET = "MONAI", "nnU-Net"
+_WIDE, _TALL = "wide", "tall"
 _COPIES = "the network's answers alone"
 _OVERLAP = 0.25
 _FACTOR = 4
@@ -47,7 +48,7 @@ def sliding_window(settings: Settings) -> list[Row]:
         rows.append(memory_row("sliding-window", name, case, settings))
     case = CASES["to-planes"](settings)
     rows.append(time_row("sliding-window", case.title, case.baseline, case.contenders, settings))
-    rows.append(_by_width(memory_row("sliding-window", "by-height", CASES["by-height"](settings), settings)))
+    rows.append(_by_width(memory_row("sliding-window", "by-height", CASES["by-height"](settings), settings), settings))
     return rows
 
 
@@ -85,14 +86,12 @@ def planes_case(settings: Settings) -> Case:
 
 def height_case(settings: Settings) -> Case:
     """segkit's bands of a wide image and of a tall one."""
-    works = [_Work(settings, size_hw=size_hw) for size_hw in _sizes(settings)]
+    works = {name: _Work(settings, size_hw=size_hw) for name, size_hw in _sizes(settings).items()}
     contenders = [
-        Contender(_name(work.size_hw), partial(_bands, work), goal)
-        for work, goal in zip(works, (None, _HEIGHT), strict=True)
+        Contender(name, partial(_bands, work), _HEIGHT if name == _TALL else None) for name, work in works.items()
     ]
-    return Case(
-        f"stitching, C={works[0].classes}, for each column", contenders[0].name, contenders, works[0].logits_mib
-    )
+    shapes = " and ".join(f"{h}x{w} ({name})" for name, (h, w) in _sizes(settings).items())
+    return Case(f"stitching of {shapes}, for each column", _WIDE, contenders, works[_WIDE].logits_mib)
 
 
 CASES: dict[str, Callable[[Settings], Case]] = {
@@ -142,19 +141,15 @@ class _Work:
         return image_logits(self.model, self.image, self.side).full().cpu()
 
 
-def _sizes(settings: Settings) -> list[tuple[int, int]]:
-    return [(139, 104), (1000, 40)] if settings.small else [(6940, 5200), (50_000, 2_000)]
+def _sizes(settings: Settings) -> dict[str, tuple[int, int]]:
+    wide, tall = ((139, 104), (1000, 40)) if settings.small else ((6940, 5200), (50_000, 2_000))
+    return {_WIDE: wide, _TALL: tall}
 
 
-def _name(size_hw: tuple[int, int]) -> str:
-    return f"{size_hw[0]}x{size_hw[1]}"
-
-
-def _by_width(row: Row) -> Row:
-    """Samples in KiB for each column of the image, which is named by its size."""
+def _by_width(row: Row, settings: Settings) -> Row:
+    """Samples in KiB for each column of the image."""
     for entry in row.entries:
-        width = int(entry.name.split("x")[1])
-        entry.samples = [mib * 1024 / width for mib in entry.samples]
+        entry.samples = [mib * 1024 / _sizes(settings)[entry.name][1] for mib in entry.samples]
     return replace(row, quantity="KiB").relate()
 
 
