@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+import itertools
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
+import sympy
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -81,6 +86,50 @@ class StoredToPlanes(nn.Module):
         return torch.arange((whole + stride - 1) // stride * stride, device=device).clamp_max(length - 1)
 
 
+@dataclass(frozen=True)
+class Traced:
+    """A graph as a program of torch.export, for any batch size, height and width.
+
+    Attributes:
+        least_side: smallest height and width that the exporter leaves to the program.
+        doubtful: (batch, height, width) at which something does not hold that the exporter assumed.
+    """
+
+    program: torch.export.ExportedProgram
+    least_side: int
+    doubtful: tuple[tuple[int, int, int], ...]
+
+
+def trace(graph: StoredToPlanes) -> Traced:
+    """Follow the graph through its example."""
+    import torch.fx.experimental._config as symbols
+    from torch.export import Dim
+
+    graph = graph.eval()
+    any_size = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    # Sizes of 1, and equal sizes, are no cases of their own. What is still assumed of sizes becomes an assertion.
+    with torch.no_grad(), cast(Any, symbols).patch(backed_size_oblivious=True):
+        program = torch.export.export(
+            graph, (graph.example(),), dynamic_shapes=(any_size,), prefer_deferred_runtime_asserts_over_guards=True
+        )
+    # Most say what was assumed to find strides and memory formats, such as "more than one image", and would refuse
+    # what is computed correctly. Whether it is has to be tried where they do not hold.
+    assumed = []
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten._assert_scalar.default:
+            assumed.append(node.args[0])
+            program.graph.erase_node(node)
+        elif node.target is math.ceil:
+            _divide_in_whole_numbers(program.graph, node)
+    (images,) = [node for node in program.graph.nodes if node.name in program.graph_signature.user_inputs]
+    batch, _, height, width = images.meta["val"].shape
+    least = max(_least(program, side) for side in (height, width))
+    doubtful = _doubtful(assumed, (batch, height, width), graph.model.stride, least)
+    program.graph.eliminate_dead_code()
+    program.graph_module.recompile()
+    return Traced(program, least, doubtful)
+
+
 class PlainAdaptivePool(nn.Module):
     """`nn.AdaptiveAvgPool2d` as two products with matrices: exporters take its windows for those of one image size."""
 
@@ -103,6 +152,55 @@ class PlainAdaptivePool(nn.Module):
         first, end = number * side // small, ((number + 1) * side + small - 1) // small
         inside = (place >= first) & (place < end)
         return inside.to(like.dtype) / (end - first)
+
+
+def _least(program: torch.export.ExportedProgram, side: Any) -> int:
+    found = program.range_constraints.get(side.node.expr)
+    return 1 if found is None else max(1, int(found.lower))
+
+
+def _doubtful(
+    assumed: Iterable[Any], sizes: tuple[Any, Any, Any], stride: int, least: int
+) -> tuple[tuple[int, int, int], ...]:
+    """For each assumption of the sizes, the fewest pixels at which it is wrong; none where it is right everywhere."""
+    sides = [max(least, side) for side in (1, stride, stride + 1, 4 * stride, 40 * stride)]
+    places = ((n, height, width) for n, height, width in itertools.product((1, 5), sides, sides))
+    # One pixel tells little of an answer.
+    tried = sorted((place for place in places if place[1:] != (1, 1)), key=math.prod)
+    symbols = [size.node.expr for size in sizes]
+    conditions = {
+        node.meta["val"].node.expr: None
+        for node in assumed
+        if isinstance(node, torch.fx.Node) and isinstance(node.meta.get("val"), torch.SymBool)
+    }
+    found: dict[tuple[int, int, int], None] = {}
+    for condition in conditions:
+        for place in tried:
+            if condition.xreplace(dict(zip(symbols, map(sympy.Integer, place), strict=True))) == sympy.false:
+                found[place] = None
+                break
+    return tuple(found)
+
+
+def _divide_in_whole_numbers(graph: torch.fx.Graph, ceiling: torch.fx.Node) -> None:
+    """Put -(-a // b) for ceil(a / b), by which timm computes padding: torch saves no program with a ceil."""
+    (quotient,) = ceiling.args
+    if not isinstance(quotient, torch.fx.Node) or quotient.target is not operator.truediv:
+        return
+    value: Any = quotient.args[0]
+    divisor = quotient.args[1]
+    with graph.inserting_before(ceiling):
+        steps: list[tuple[Any, tuple[Any, ...]]] = [
+            (operator.neg, ()),
+            (operator.floordiv, (divisor,)),
+            (operator.neg, ()),
+        ]
+        for operation, others in steps:
+            node = graph.call_function(operation, (value, *others))
+            node.meta["val"] = operation(*(a.meta["val"] if isinstance(a, torch.fx.Node) else a for a in node.args))
+            value = node
+    ceiling.replace_all_uses_with(value)
+    graph.erase_node(ceiling)
 
 
 def _with_plain_pooling(network: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import logging
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,9 @@ class ExportedModel:
 
     Its logits are those of the probabilities that the graph gives, to about 1e-6 in probability. Where it resizes
     images, that is a part of the graph, which then answers whole images alone.
+
+    Attributes:
+        codec: how masks are written; None where the bundle was saved without one.
     """
 
     def __init__(self, path: Path, runner: Runner) -> None:
@@ -99,23 +103,24 @@ class ExportedModel:
             self.resize: Resize = resize_from_json(described["resize"])
             self.in_channels: int = described["in_channels"]
             self.postprocess: Steps = open_steps(described.get("postprocess", []), self.format)
-        except (KeyError, TypeError, ValueError) as error:
+            self.codec: Codec | None = (
+                None if described["codec"] is None else open_codec(described["codec"], self.format)
+            )
+            self.stride = self.facts.stride
+            self.dtype = STORED_DTYPES[self.facts.dtype]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path}: not a file that `segkit export` wrote, or from a version that segkit cannot read: {error!r}"
             ) from error
-        self.stride = self.facts.stride
-        self.dtype = STORED_DTYPES[self.facts.dtype]
 
     @property
     def golden(self) -> GoldenImages:
         """The images that the file was checked on, with the masks that the bundle gave them."""
-        return GoldenImages.from_bytes(base64.b64decode(self.runner.contents[GOLDEN]), str(self.path))
-
-    @property
-    def codec(self) -> Codec | None:
-        """How masks are written; None where the bundle was saved without a codec."""
-        spec = self.facts.bundle["codec"]
-        return None if spec is None else open_codec(spec, self.format)
+        try:
+            content = base64.b64decode(self.runner.contents.get(GOLDEN, ""))
+        except ValueError:
+            content = b""
+        return GoldenImages.from_bytes(content, str(self.path))
 
     @property
     def tells_probabilities(self) -> bool:
@@ -133,32 +138,10 @@ class ExportedModel:
 
     def planes(self, images: Tensor) -> Tensor:
         """(N, P, H, W) planes of (N, B, H, W) stored values, decoded by the graph."""
-        return self._run(images)[0]
+        return self.outputs(images)[0]
 
-    def resized(self, images: Tensor, size_hw: tuple[int, int]) -> Tensor:
-        return resample(self._in_own_depth(images), size_hw)
-
-    def coarse_logits(self, images: Tensor) -> CoarseLogits:
-        if self.resize is not None:
-            raise ValueError(
-                f"{self.path}: resizes images inside its graph, so it cannot answer windows or other scales of them. "
-                "Predict whole images (a larger --tile), or with the bundle that it was made of."
-            )
-        return self.predict_coarse_logits(images)
-
-    def predict_coarse_logits(self, images: Tensor, spacing_mm: Sequence[float] | None = None) -> CoarseLogits:
-        self.check_probabilities()
-        return CoarseLogits.of(self.format.logits_of(self._run(images)[1]))
-
-    def check_probabilities(self) -> None:
-        """Refuse a file without them where logits are needed."""
-        if not self.tells_probabilities:
-            raise ValueError(
-                f"{self.path}: was exported without probabilities, of which windows, averages and thresholds are made. "
-                "Export it again without --no-probabilities; other programs run it as it is."
-            )
-
-    def _run(self, images: Tensor) -> list[Tensor]:
+    def outputs(self, images: Tensor) -> list[Tensor]:
+        """What the graph gives (N, B, H, W) stored values: planes and, if it tells them, (N, C, H, W) probabilities."""
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise ValueError(
                 f"images of shape {tuple(images.shape)}: {self.path} takes (N, {self.in_channels}, height, width)."
@@ -175,6 +158,29 @@ class ExportedModel:
                 images = images.round().clamp(0, _FULL_RANGE[self.dtype]).to(self.dtype)
         return self.runner.run(images.contiguous())
 
+    def resized(self, images: Tensor, size_hw: tuple[int, int]) -> Tensor:
+        return resample(self._in_own_depth(images), size_hw)
+
+    def coarse_logits(self, images: Tensor) -> CoarseLogits:
+        if self.resize is not None:
+            raise ValueError(
+                f"{self.path}: resizes images inside its graph, so it cannot answer windows or other scales of them. "
+                "Predict whole images (a larger --tile), or with the bundle that it was made of."
+            )
+        return self.predict_coarse_logits(images)
+
+    def predict_coarse_logits(self, images: Tensor, spacing_mm: Sequence[float] | None = None) -> CoarseLogits:
+        self.check_probabilities()
+        return CoarseLogits.of(self.format.logits_of(self.outputs(images)[1]))
+
+    def check_probabilities(self) -> None:
+        """Refuse a file without them where logits are needed."""
+        if not self.tells_probabilities:
+            raise ValueError(
+                f"{self.path}: was exported without probabilities, of which windows, averages and thresholds are made. "
+                "Export it again without --no-probabilities; other programs run it as it is."
+            )
+
     def _in_own_depth(self, images: Tensor) -> Tensor:
         return images.float() * full_range_scale(images.dtype, self.dtype)
 
@@ -185,7 +191,7 @@ def is_exported(path: str | Path) -> bool:
 
 
 def open_exported(path: str | Path) -> ExportedModel:
-    """The model in an exported file. An AOTInductor package is compiled code, which runs: open your own alone.
+    """The model in an exported file. A .pt2 may run any code when it is opened (pickle, compiled code): open your own.
 
     Raises:
         ValueError: not there, not written by segkit, or onnxruntime is missing.
@@ -251,7 +257,7 @@ class TorchRunner:
                     for entry in names
                     if entry.endswith(f"/extra/{name}")
                 }
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path}: cannot be read as a file of torch.export: {error}") from error
         if FACTS not in self.contents:
             raise ValueError(f"{path}: holds no extra/{FACTS}, so `segkit export` did not write it.")

@@ -101,6 +101,8 @@ class GoldenImages:
                 GoldenImage(arrays[f"image.{n}"], arrays[f"planes.{n}"], _spacing(arrays.get(f"spacing_mm.{n}")))
                 for n in range(count)
             )
+            if not images:
+                raise ValueError("there is none")
             return GoldenImages(images, format, json.loads(notes["versions"]))
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{name}: damaged, or no golden images of segkit: {error}") from error

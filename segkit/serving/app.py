@@ -189,6 +189,9 @@ class Service:
         except Refused as refused:
             await body.discard()
             response = JSONResponse({"error": refused.sentence}, refused.status, refused.headers)
+        except Exception:
+            self._metrics.request(output, 500, time.monotonic() - started)
+            raise
         self._metrics.request(output, response.status_code, time.monotonic() - started)
         return response
 

@@ -53,6 +53,31 @@ class Moody(Blurry):
         return super().forward(x if x.shape[0] > 1 else -x)
 
 
+class Impatient(Blurry):
+    """Another network for large images: no example of an exporter is as large."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.shape[2] * x.shape[3] < 1200 * 900 else -x)
+
+
+class Boastful(Blurry):
+    """Surer of itself in small images: the masks are the same, and probabilities are not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 if x.shape[2] * x.shape[3] > 32 * 32 else 2)
+
+
+class Narrow(Blurry):
+    """Has numbers for images of a certain width and no more, as networks of one size have."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.places = nn.Parameter(torch.zeros(1, 1, 1, 1000))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + self.places[..., : x.shape[3]])
+
+
 class Curious(Blurry):
     """Looks at its numbers, which no graph can."""
 
@@ -138,13 +163,7 @@ def test_planes_and_probabilities_are_those_of_the_bundle(exported, kind, format
 
 @pytest.mark.parametrize(
     ("format", "architecture", "options"),
-    [
-        ("onnx", "unet", SMALL),
-        ("onnx", "pspnet", {}),
-        ("torch", "fpn", {}),
-        ("torch", "deeplabv3plus", {}),
-        ("torch", "segformer", {}),
-    ],
+    [("onnx", "pspnet", {}), ("torch", "unet", SMALL)],
 )
 def test_architectures_of_several_kinds(tmp_path, format, architecture, options):
     bundle = bundle_of(tmp_path / "m", KINDS["exclusive"], architecture, **options)
@@ -274,12 +293,28 @@ def test_other_masks_are_never_written_and_the_file_before_stays(tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "m.pt2").write_bytes(b"before")
     with pytest.raises(
-        ValueError, match=r"m\.pt2: not written\. masks differ in 0\.\d+ of the pixels .*0\.001 is allo"
+        ValueError, match=r"m\.pt2: not written\. masks differ in [01][.\d]* of the pixels .*0\.001 is allo"
     ):
         export_bundle(bundle, tmp_path / "out" / "m.pt2", "torch", architecture=Moody)
     assert [(p.name, p.read_bytes()) for p in (tmp_path / "out").iterdir()] == [("m.pt2", b"before")]
     report = export_bundle(bundle, tmp_path / "out" / "m.pt2", "torch", architecture=Moody, tolerance=1.0)
-    assert 0.1 < report.checked.share < report.checked.worst
+    assert 0.01 < report.checked.share <= report.checked.worst <= 1.0
+
+
+@pytest.mark.parametrize("network", [Impatient, Boastful])
+def test_what_an_exporter_takes_for_a_rule_is_tried_where_it_is_wrong(tmp_path, network):
+    bundle = bundle_of(tmp_path / "m", KINDS["exclusive"], network, "none")
+    with pytest.raises(ValueError, match=r"m\.pt2: not written\..*a probability that is off by more than 0\.01"):
+        export_bundle(bundle, tmp_path / "out" / "m.pt2", "torch", architecture=network)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_network_that_fails_at_a_size_is_refused_in_one_line(tmp_path):
+    bundle = bundle_of(tmp_path / "m", KINDS["exclusive"], Narrow, "none")
+    with pytest.raises(ValueError, match=r"m: .*:Narrow with none cannot be exported to torch: .*\S") as caught:
+        export_bundle(bundle, tmp_path / "out" / "m.pt2", "torch", architecture=Narrow)
+    assert len(str(caught.value).splitlines()) == 1
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def test_what_was_written_is_told(made):
     assert report["outputs"] == ["planes", "probabilities"]
     assert report["bytes"] == (made / "model.onnx").stat().st_size
     assert report["checked"]["worst"] <= 1e-3
-    assert report["checked"]["images"] == 2 + (1 + 2 + 3) + 1  # golden images, batches of noise, the smallest size
+    assert report["checked"]["images"] == 2 + (1 + 2 + 3 + 1) + 1  # golden images, batches of noise, the smallest size
 
 
 @pytest.mark.parametrize("file", ["model.onnx", "model.pt2"])
@@ -201,6 +201,36 @@ def test_files_that_are_no_exports_are_named(tmp_path, made):
         open_model(tmp_path / "b.pt2")
     with pytest.raises(ValueError, match=r"c\.onnx: no such file"):
         open_model(tmp_path / "c.onnx")
+
+
+def with_contents(path: Path, name: str, content: str) -> Path:
+    """The ONNX file with another text under a name; without it where there is none."""
+    import onnx
+
+    model = onnx.load(path.parent / "model.onnx")
+    kept = {p.key: p.value for p in model.metadata_props} | {name: content}
+    onnx.helper.set_model_props(model, {key: value for key, value in kept.items() if value})
+    changed = path.parent / "changed.onnx"
+    onnx.save(model, changed)
+    return changed
+
+
+@pytest.mark.parametrize("change", ["5", "[]", "{", "", {"dtype": "int7"}, {"codec": {"name": "none of ours"}}])
+def test_what_a_file_says_of_itself_is_not_believed(made, change):
+    described = json.loads(open_exported(made / "model.onnx").runner.contents["segkit.json"])
+    if isinstance(change, dict):
+        changed = {**described, **change, "export": {**described["export"], **change}}
+        changed["export"].pop("codec", None)
+        change = json.dumps(changed)
+    with pytest.raises(ValueError, match=r"changed\.onnx: not a file that `segkit export` wrote, or from a version"):
+        open_exported(with_contents(made / "model.onnx", "segkit.json", change))
+
+
+@pytest.mark.parametrize("content", ["", "x", "AAAA"])
+def test_damaged_golden_images_are_a_mistake_and_no_difference(made, content, capsys):
+    changed = with_contents(made / "model.onnx", "segkit_golden.safetensors", content)
+    assert segkit("verify", changed) == 2
+    assert "changed.onnx: damaged, or no golden images" in capsys.readouterr().err
 
 
 def test_onnxruntime_is_asked_for_by_name(made, monkeypatch):

@@ -100,6 +100,8 @@ def test_golden_images_survive_their_file(tmp_path):
         GoldenImages.from_bytes(golden.to_bytes()[:-5], "here")
     with pytest.raises(ValueError, match="here: damaged"):
         GoldenImages.from_bytes(b"", "here")
+    with pytest.raises(ValueError, match=r"here: damaged.*there is none"):
+        GoldenImages.from_bytes(GoldenImages((), format, {}).to_bytes(), "here")
 
 
 def test_noise_is_as_bright_as_the_images_of_the_training():

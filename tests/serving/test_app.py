@@ -368,6 +368,7 @@ def test_a_failure_is_told_without_its_reason(monkeypatch):
         assert "division" not in sentence
         # and the next one is answered
         assert client.post("/predict", content=png()).status_code == 200
+        assert 'segkit_requests_total{output="rle",status="500"} 1.0' in client.get("/metrics").text.splitlines()
 
 
 def test_too_little_memory_on_the_device_is_the_fault_of_one_image(monkeypatch):

@@ -146,14 +146,16 @@ async function show(chosen) {
 }
 
 async function download() {
+  // While the mask is made, another image may take the place of this one.
+  const chosen = file;
   find("download").disabled = true;
   say("Making the mask …", true);
   try {
-    const answer = await ask("predict", file, { output: find("output").value, ...thresholds() });
+    const answer = await ask("predict", chosen, { output: find("output").value, ...thresholds() });
     const link = document.createElement("a");
     const suffix = /filename="mask(\.\w+)"/.exec(answer.headers.get("Content-Disposition"))[1];
     link.href = URL.createObjectURL(await answer.blob());
-    link.download = file.name.replace(/\.[^.]*$/, "") + suffix;
+    link.download = chosen.name.replace(/\.[^.]*$/, "") + suffix;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
     say(`Saved ${link.download}.`);
