@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported, and for the processes that tests start: tests compute little, and torch's threads wait for
@@ -26,6 +28,15 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("real data sets are not here (set SEGKIT_TEST_DATA to their folder)")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def level_of_logs() -> Iterator[None]:
+    """Commands set how much of segkit is told, for the whole process; later tests must not depend on it."""
+    log = logging.getLogger("segkit")
+    level = log.level
+    yield
+    log.setLevel(level)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -99,7 +99,7 @@ def test_predictions_are_masks_again_in_every_codec(tmp_path, name):
 
 def test_a_run_folder_holds_what_the_design_says(trained):
     run = trained / "run"
-    names = {p.name for p in run.iterdir()} - {"tensorboard"}
+    names = {p.name for p in run.iterdir()} - {"tensorboard", ".lock"}
     assert names == {
         "config.yaml",
         "curves.png",
