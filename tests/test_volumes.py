@@ -63,7 +63,7 @@ def test_train_predict_and_score(study, tmp_path, capsys):
     model = load_model(run)
     assert (model.in_channels, model.reading.neighbours) == (3, 1)
     assert segkit("predict", run, tmp_path / "images", "--out", out, "--device", "cpu") == 0
-    assert sorted(p.name for p in out.iterdir()) == ["p0.nii.gz", "p1.nii.gz", "p2.nii.gz"]
+    assert sorted(p.name for p in out.glob("p*")) == ["p0.nii.gz", "p1.nii.gz", "p2.nii.gz"]
     written = nibabel.load(out / "p1.nii.gz")
     assert nibabel.aff2axcodes(written.affine) == ("L", "P", "S")
     np.testing.assert_allclose(written.affine, LPS, atol=1e-5)
