@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from segkit.parts import (
     working_size,
 )
 from segkit.processes import is_main_process
+
+if TYPE_CHECKING:
+    from segkit.inference.models import SegmentationModel
 
 log = logging.getLogger("segkit")
 
@@ -249,14 +252,14 @@ def open_evaluation(
     split: str | None,
     images: Path | None,
     masks: Path | None,
-) -> tuple[Segmenter, MaskDataset, str | None]:
+) -> tuple[SegmentationModel, MaskDataset, str | None]:
     """Model, data and name of the part for `segkit evaluate MODEL`.
 
     The data are `images` and `masks`, or a part of `config`; without either, of the config in the run folder.
     """
-    from segkit.models.bundle import load_codec, load_model
+    from segkit.inference.models import open_model
 
-    network = load_model(model)
+    network, stored_codec = open_model(model)
     if (images is None) != (masks is None):
         raise ValueError("--images and --masks go together: give both folders.")
     if config is None and images is None:
@@ -264,7 +267,7 @@ def open_evaluation(
         if not config.is_file():
             raise ValueError(f"{model} is no run folder: say what to score with --config, or --images and --masks.")
     experiment = read_config(config, overrides) if config is not None else None
-    codec = open_masks(experiment, network.reading.axis) if experiment is not None else load_codec(model)
+    codec = open_masks(experiment, network.reading.axis) if experiment is not None else stored_codec
     if codec is None:
         raise ValueError(f"{model}: saved without a codec; give --config, whose masks section says how to read masks.")
     if images is not None and masks is not None:
@@ -292,7 +295,8 @@ def draw_pictures(model: Segmenter, data: MaskDataset, folder: Path, device: str
 def write_json(path: Path, values: Any) -> None:
     """Indented JSON, without NaN: a number that is not known is null."""
     text = json.dumps(values, indent=2, ensure_ascii=False, allow_nan=False)
-    write_whole(path, (text + "\n").encode())
+    # Names of files may hold bytes that are no text: JSON has an escape for them.
+    write_whole(path, (text + "\n").encode(errors="backslashreplace"))
 
 
 def _tell_parts(parts: Parts, tell: Callable[[str], None]) -> None:

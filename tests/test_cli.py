@@ -287,6 +287,12 @@ def test_predictions_need_nothing_but_the_masks_section(trained, tmp_path):
     assert json.loads((tmp_path / "s.json").read_text())["pooled"]["iou"]["mean"] == 1.0
 
 
+@pytest.mark.parametrize("option", [("--axes", "z"), ("--tile", 64), ("--tta", "hflip"), ("--ensemble", "run")])
+def test_what_is_for_a_model_does_not_go_with_predictions(tmp_path, capsys, option):
+    assert segkit("evaluate", "--predictions", tmp_path, "--config", "any.yaml", *option) == 2
+    assert "without a MODEL and what is for one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -36,9 +36,9 @@ def blocks(language: str) -> list:
 def nuclei(tmp_path_factory) -> Path:
     """A folder such as the README assumes: my_data/{train,val,test}/{images,masks}, masks of 0 and 255."""
     root = tmp_path_factory.mktemp("readme")
-    for part, count in (("train", 4), ("val", 2), ("test", 2)):
+    for part, count, first in (("train", 4, 0), ("val", 2, 10), ("test", 2, 20)):
         for number in range(count):
-            image, maps = scene(number, (64, 64))
+            image, maps = scene(first + number, (64, 64))
             for kind, pixels in (("images", image), ("masks", maps["disc"].astype(np.uint8) * 255)):
                 path = root / "my_data" / part / kind / f"{part}{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -166,6 +166,13 @@ def test_a_used_folder_and_one_that_is_none_are_refused(tmp_path, capsys):
     assert "not both" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", [("--folds", 3), ("--group", "^(s)"), ("--seed", 0)])
+def test_a_resumed_cross_validation_has_the_folds_that_it_began_with(tmp_path, capsys, option):
+    folds_module.begin_folds(read_config(write_config(tmp_path, "binary")), tmp_path / "run", folds=2)
+    assert segkit("crossvalidate", "--resume", tmp_path / "run", *option) == 2
+    assert "are those that RUN began with" in capsys.readouterr().err
+
+
 def test_data_that_changed_since_is_refused(tmp_path, capsys):
     path, run = write_config(tmp_path, "binary"), tmp_path / "run"
     folds_module.begin_folds(read_config(path), run, folds=2)

@@ -25,6 +25,7 @@ from benchmarks.rows import Row
 from benchmarks.steps import step
 from benchmarks.surface import surface
 from benchmarks.timing import Settings
+from benchmarks.windows import sliding_window
 
 Measure = Callable[[Settings], list[Row]]
 
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Measure] = {
     "overlap-geometry": overlap_geometry,
     "step": step,
     "pipeline": pipeline,
+    "sliding-window": sliding_window,
     "predict": predicting,
     "imports": imports,
     "inspect": inspection,

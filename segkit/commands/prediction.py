@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,6 +37,13 @@ def predict(
     shard: Annotated[
         str | None, typer.Option(metavar="I/N", help="Do part I of N; by default what torchrun or srun says.")
     ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(metavar="auto|local|HOST:PORT", help="Compute on a Ray cluster."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes on the Ray cluster; default one for each GPU, else each machine.")
+    ] = None,
     device: DeviceOption = "auto",
     tile: TileOption = None,
     tta: TtaOption = None,
@@ -58,24 +65,36 @@ def predict(
     if shard is not None and part.together:
         raise ValueError(f"torchrun has given this process part {part} already: leave --shard out.")
     part = part if shard is None else Shard.parse(shard)
-    with preemptible():
-        predictor = Predictor([model, *(ensemble or [])], device=own_device(device), tile=tile, tta=tta)
-        if codec is not None:
-            predictor.codec = open_codec(codec, predictor.model.format)
-        with progress("predicting", "images") as update:
-            report = predictor.predict_files(
-                [*(inputs or []), *(read_input_list(listed) if listed is not None else [])],
-                out,
-                axes=axes,
-                overlay=overlay,
-                probabilities=probabilities,
-                objects=objects,
-                batch_size=batch_size,
-                overwrite=overwrite,
-                resume=resume,
-                shard=part,
-                progress=update,
+    if ray is not None and part.together:
+        raise ValueError("torchrun has started several processes of this job, and Ray would too: start one for --ray.")
+    if workers is not None and ray is None:
+        raise ValueError("--workers is of jobs on a Ray cluster: say --ray as well.")
+    models = [model, *(ensemble or [])]
+    with preemptible(), progress("predicting", "images") as update:
+        options: dict[str, Any] = {
+            "inputs": [*(inputs or []), *(read_input_list(listed) if listed is not None else [])],
+            "out": out,
+            "axes": axes,
+            "overlay": overlay,
+            "probabilities": probabilities,
+            "objects": objects,
+            "batch_size": batch_size,
+            "overwrite": overwrite,
+            "resume": resume,
+            "shard": part,
+            "progress": update,
+        }
+        if ray is not None:
+            from segkit.inference.ray_jobs import predict_on_ray
+
+            report = predict_on_ray(
+                models, address=ray, workers=workers, codec=codec, device=device, tile=tile, tta=tta, **options
             )
+        else:
+            predictor = Predictor(models, device=own_device(device), tile=tile, tta=tta)
+            if codec is not None:
+                predictor.codec = open_codec(codec, predictor.model.format)
+            report = predictor.predict_files(**options)
     if is_main_process() or not part.together:
         for file, reason in report.failed:
             complain(reason if file in reason else f"{file}: {reason}")

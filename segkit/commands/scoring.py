@@ -46,10 +46,11 @@ def evaluate(
 
     check_peers(like or [])
     if predictions is not None:
-        if model is not None or images is not None or config is None or tta is not None or ensemble:
+        of_models = any(given is not None for given in (model, images, tile, axes, tta))
+        if of_models or config is None or ensemble:
             raise ValueError(
                 "--predictions DIR goes with --config CONFIG and, in place of the config's data, --masks DIR; "
-                "without a MODEL, --tta or --ensemble."
+                "without a MODEL and what is for one (--tile, --axes, --tta, --ensemble)."
             )
         experiment = read_config(find_config(config), overrides or [])
         main = experiment.data.axis[0]

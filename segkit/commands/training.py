@@ -72,11 +72,11 @@ def train(
 def crossvalidate(
     config: Annotated[Path | None, typer.Argument(help="YAML file, or the name of a shipped config.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE ...]")] = None,
-    folds: Annotated[int, typer.Option(help="Parts; each is left out of one training.")] = 5,
+    folds: Annotated[int | None, typer.Option(help="Parts, default 5; each is left out of one training.")] = None,
     group: Annotated[
         str | None, typer.Option(help="Stems with the same first group of this regex stay together.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed gives other folds.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Another seed than 0 gives other folds.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; default runs/CONFIG.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with one that was interrupted.")] = None,
     predictions: Annotated[bool, typer.Option("--predictions", help="Also write the out-of-fold masks.")] = False,
@@ -91,11 +91,16 @@ def crossvalidate(
 
     if (config is None) == (resume is None) or (resume is not None and out is not None):
         raise ValueError("give a config, with or without --out, or --resume RUN to go on in RUN; not both.")
+    if resume is not None and (folds, group, seed) != (None, None, None):
+        raise ValueError(
+            "--folds, --group and --seed are those that RUN began with: leave them away with --resume RUN."
+        )
     with preemptible():
         if config is not None:
             path = find_config(config)
             run = out if out is not None else free_run(path.stem)
-            begun = begin_folds(read_config(path, overrides or []), run, folds, group, seed)
+            experiment = read_config(path, overrides or [])
+            begun = begin_folds(experiment, run, 5 if folds is None else folds, group, seed or 0)
         else:
             assert resume is not None
             begun = read_folds(resume)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,6 +46,8 @@ def tune(
         raise ValueError("--split test: what is chosen on the test part makes its scores worthless. Choose on val.")
     if split == "train":
         complain("the model has seen the training part: what is chosen on it may not hold for other images.")
+    if not dry_run:
+        _check_writable(model)
     path = config and find_config(config)
     network, data, part = open_evaluation(model, path, overrides or [], split, None, None)
     if group is None:
@@ -71,6 +74,18 @@ def tune(
         typer.echo(f"{model}: left as it is" + (", as --dry-run asks." if dry_run else "; nothing helps."))
     if json is not None:
         write_json(json, {**done.to_dict(), "split": part, "tta": tta, "stored": done.improved and not dry_run})
+
+
+def _check_writable(model: Path) -> None:
+    """Before anything is computed."""
+    from segkit.models.bundle_files import find_bundle
+
+    folder = find_bundle(model)
+    if not os.access(folder, os.W_OK):
+        raise ValueError(
+            f"{folder}: cannot be written to, and what is chosen is stored there. Copy the model to a folder of yours, "
+            "or let --dry-run tell what would be kept."
+        )
 
 
 def _show(done: Tuning) -> None:

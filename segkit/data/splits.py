@@ -11,6 +11,8 @@ from segkit.data.images import IMAGE_SUFFIXES
 from segkit.formats.nifti_slices import NIFTI_SUFFIXES, parse_slice_stem
 from segkit.suggest import closest
 
+_PARTS = ("train", "val", "test")
+
 
 def split_stems(
     stems: Iterable[str], fraction: float, seed: int = 0, group: str | None = None
@@ -111,6 +113,16 @@ def read_stem_list(path: str | Path) -> list[str]:
     return list(found)
 
 
+def can_be_listed(stem: str) -> bool:
+    """Whether `read_quarantine` would find a stem again, written as a line of its own."""
+    try:
+        stem.encode()
+    except UnicodeEncodeError:  # bytes that are no UTF-8
+        return False
+    named, sign, _ = stem.partition(": ")
+    return stem.strip().splitlines() == [stem] and stem[0] != "#" and not (sign and named in _PARTS)
+
+
 def match_stems(names: Iterable[str], known: Iterable[str], where: str | Path) -> list[str]:
     """The known stems that `names` mean, in order, each once.
 
@@ -143,7 +155,7 @@ def read_quarantine(path: str | Path, part: str) -> tuple[list[str], list[str]]:
     everywhere, here = [], []
     for line in read_stem_list(path):
         named, sign, stem = line.partition(": ")
-        if not sign or named not in ("train", "val", "test"):
+        if not sign or named not in _PARTS:
             everywhere.append(line)
         elif named == part:
             here.append(stem.strip())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,12 @@ class CocoJson(MarkCodec):
         parts = {p.relative_to(folder).as_posix()[: -len(".json")]: p for p in files}
         if parts:
             self._join(path, parts)
-        for part in parts.values():
-            part.unlink(missing_ok=True)
+        # All at once: a process that is killed while it removes them would join the others again, after the first.
+        joined = folder.with_name(f".{folder.name}.joined")
+        shutil.rmtree(joined, ignore_errors=True)
+        if folder.is_dir():
+            folder.rename(joined)
+            shutil.rmtree(joined)
         remove_empty(folder.parent)
 
     def _join(self, path: Path, parts: Mapping[str, Path]) -> None:
@@ -143,12 +148,13 @@ class CocoJson(MarkCodec):
             known, values = load_coco(path).images, read_json(path)
         head = {key: value for key, value in values.items() if key not in ("images", "annotations")}
         categories = self._add_categories(head["categories"])
-        first_image, first_annotation = _next_id(values["images"]), _next_id(values["annotations"])
+        first_image = _next_id(values["images"])
         new = [stem for stem in parts if stem not in known]
         ids: dict[str, Id] = {stem: known[stem].id for stem in parts if stem in known}
         ids |= {stem: number for number, stem in enumerate(new, start=first_image)}
         stems = {image.id: stem for stem, image in known.items()}
         written = set(ids.values())
+        kept = [record for record in values["annotations"] if record["image_id"] not in written]
 
         def images() -> Iterator[dict[str, Any]]:
             for record in values["images"]:
@@ -160,8 +166,9 @@ class CocoJson(MarkCodec):
                 yield {"id": ids[stem], **read_json(parts[stem])["image"]}
 
         def annotations() -> Iterator[dict[str, Any]]:
-            yield from (record for record in values["annotations"] if record["image_id"] not in written)
-            number = first_annotation
+            yield from kept
+            # Not behind those that are replaced: joined twice, the same parts are the same file.
+            number = _next_id(kept)
             for stem, part in parts.items():
                 for record in read_json(part)["annotations"]:
                     category = categories[record.pop("class")]

@@ -171,11 +171,24 @@ def open_models(models: OneOrSeveral, tta: str | Iterable[str] | None = None) ->
     """
     several = [models] if isinstance(models, str | Path) or not isinstance(models, Sequence) else models
     opened = [open_model(model) if isinstance(model, str | Path) else (model, None) for model in several]
-    networks: list[SegmentationModel] = [network for network, _ in opened]
-    if tta is not None:
-        networks = [TestTimeAugmentation(network, tta) for network in networks]
+    networks = [with_views(network, tta) for network, _ in opened]
     codec = next((codec for _, codec in opened if codec is not None), None)
     return (networks[0] if len(networks) == 1 else Ensemble(networks)), codec
+
+
+def with_views(model: SegmentationModel, tta: str | Iterable[str] | None) -> SegmentationModel:
+    """The model on the views that `tta` names, see `parse_views`; as it is where `tta` is None.
+
+    Of an ensemble each model makes the views at its own working size.
+    """
+    if tta is None:
+        return model
+    if not isinstance(model, Ensemble):
+        return TestTimeAugmentation(model, tta)
+    seen = Ensemble([with_views(each, tta) for each in model.models])
+    # Which may have been tuned since.
+    seen.format, seen.postprocess = model.format, model.postprocess
+    return seen
 
 
 class _Average:

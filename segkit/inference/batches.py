@@ -113,12 +113,14 @@ class Answer:
         planes: (H, W, P) for each input; None where there is nothing to write.
         probs: (C, H, W) for each input, where they are wanted.
         reason: why there is no mask; None where there is one, also where it was written already.
+        kept: so many masks were there before, where there is nothing to write.
     """
 
     pixels: np.ndarray | None = None
     planes: Sequence[np.ndarray] | None = None
     probs: Sequence[np.ndarray] | None = None
     reason: str | None = None
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -202,16 +204,14 @@ class BatchWork:
             OSError: nothing can be written, as on a full disk.
         """
         if answer.planes is None:
-            return Outcome(answer.reason)
+            return Outcome(answer.reason, answer.kept)
         try:
             kept = self._write_masks(item, answer.planes)
             return Outcome(kept=kept, objects=self._write_beside(item, answer))
         except ValueError as error:
             return Outcome(str(error))
         except OSError as error:
-            if error.errno in _OF_ONE_NAME:
-                return Outcome(f"{error.filename}: {error.strerror}")
-            raise
+            return Outcome(_of_one_name(error))
 
     def _is_volume(self, item: Item) -> bool:
         # With `axes` an image that is none is refused by `answer_volume`, by name.
@@ -265,23 +265,19 @@ class BatchWork:
     def _alone(self, item: Item) -> Answer:
         """The answer for what is computed piece by piece: a volume, or an image that is written meanwhile."""
         compute = self._volume if self._is_volume(item) else self._large
-        try:
-            return compute(item, None)
-        except (RuntimeError, MemoryError, ValueError) as error:
-            reason, no_memory = str(error), is_out_of_memory(error)
-            if not no_memory:
-                if isinstance(error, ValueError):
-                    return Answer(reason=reason)
-                raise
-        _free_memory()
-        try:
-            return compute(item, 1)
-        except ValueError as error:
-            return Answer(reason=str(error))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            return Answer(reason=_alone_text(str(error)))
+        for at_once in (None, 1):
+            try:
+                return compute(item, at_once)
+            except ValueError as error:
+                return Answer(reason=str(error))
+            except OSError as error:
+                return Answer(reason=_of_one_name(error))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error)
+            _free_memory()
+        return Answer(reason=_alone_text(reason))
 
     def _volume(self, item: Item, at_once: int | None) -> Answer:
         found = answer_volume(
@@ -294,8 +290,7 @@ class BatchWork:
     def _large(self, item: Item, at_once: int | None) -> Answer:
         given = item.inputs[0]
         if self.wanted.keep and self.codec.holds(self.out, given.stem):
-            reason = None if self.is_there(item) else f"{given.image}: {_LARGE_KEPT}"
-            return Answer(reason=reason)
+            return Answer(kept=1) if self.is_there(item) else Answer(reason=f"{given.image}: {_LARGE_KEPT}")
         predict_large(
             self.predictor.model, given.image, self.codec, self.out, given.stem,
             device=self.predictor.device, tile=self.predictor.tile, batch_size=at_once or 1,
@@ -355,6 +350,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+def _of_one_name(error: OSError) -> str:
+    """The reason why one input has no mask; raises what would go wrong for the next one too."""
+    if error.errno not in _OF_ONE_NAME:
+        raise error
+    # Of two files the second is the mask, whose place the first could not take.
+    return f"{error.filename2 or error.filename}: {error.strerror}"
 
 
 def _alone_text(reason: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -19,7 +20,7 @@ from segkit.data.loaders import eval_loader
 from segkit.data.prefetch import DeviceLoader
 from segkit.data.sample import Batch
 from segkit.formats.codec import Codec
-from segkit.inference.averaging import TestTimeAugmentation
+from segkit.inference.averaging import with_views
 from segkit.inference.models import SegmentationModel
 from segkit.inference.postprocess import Gathering, find_wholes, planes_of, whole_spacing_mm
 from segkit.inference.tiling import check_tile, image_planes
@@ -63,7 +64,7 @@ def evaluate(
     check_tile(tile)
     data = as_stored(data)
     place = pick_device(device)
-    model = (model if tta is None else TestTimeAugmentation(model, tta)).to(place).eval()
+    model = with_views(model, tta).to(place).eval()
     counts = PixelCounts(model.format).to(place)
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     chosen = check_axes(axes, model.reading)
@@ -99,11 +100,8 @@ def each_answer(
     done = 0
     for parts in DeviceLoader(loader, place):
         for batch in parts:
-            try:
-                with autocast(place):
-                    found = answer(model, batch.images, tile, batch.spacing_mm)
-            except ValueError as error:
-                raise ValueError(f"{data.images}, {batch.stems[0]}: {error}") from error
+            with _naming(data, batch.stems[0]), autocast(place):
+                found = answer(model, batch.images, tile, batch.spacing_mm)
             yield batch, found
             done += len(batch)
         if progress is not None:
@@ -191,7 +189,8 @@ def _count_volumes(
         numbers.setdefault(replace(data.image_ref(number), index=None), []).append(number)
     done = 0
     for image in list(numbers)[rank::world_size]:
-        answer = answer_volume(model, image, axes, device=place, tile=tile, batch_size=batch_size)
+        with _naming(data, data.stems[numbers[image][0]]):
+            answer = answer_volume(model, image, axes, device=place, tile=tile, batch_size=batch_size)
         for number in numbers[image]:
             index = data.image_ref(number).index
             assert index is not None
@@ -226,9 +225,19 @@ def _count_wholes(
             if ready is not None:
                 whole, items = ready
                 spacing_mm = whole_spacing_mm(data, whole, batch.spacing_mm)
-                done = whole.apply([planes for planes, _ in items], model.postprocess, format, spacing_mm)
+                with _naming(data, data.stems[whole.numbers[0]]):
+                    done = whole.apply([planes for planes, _ in items], model.postprocess, format, spacing_mm)
                 for number, planes, (_, target) in zip(whole.numbers, done, items, strict=True):
                     counts.update(as_target(planes), target[None], [number])
+
+
+@contextmanager
+def _naming(data: MaskDataset, stem: str) -> Iterator[None]:
+    """Say in errors which image is meant."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{data.images}, {stem}: {error}") from error
 
 
 def _check_complete(predictions: str | Path, expected: Collection[str], given: Iterable[str]) -> None:

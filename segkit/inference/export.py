@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import importlib.util
 import logging
+import math
+import operator
 import os
 import shutil
 import time
@@ -15,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -98,8 +100,6 @@ def export_bundle(
     _check_target(out, format)
     model = load_model(bundle, architecture=architecture)
     described = read_description(find_bundle(Path(bundle)))
-    kept = read_golden(bundle)
-    golden = predict_golden(model, noise_images(model, _golden_sizes(model)) if kept is None else kept.images)
     what = f"{bundle}: {described['architecture']} with {described['encoder']}"
     try:
         graph = StoredToPlanes(model, probabilities)
@@ -107,6 +107,8 @@ def export_bundle(
             program = trace(graph)
     except Exception as error:  # exporters have exceptions of all kinds
         raise ValueError(f"{what} cannot be exported: {first_line(error)}") from error
+    kept = read_golden(bundle)
+    golden = predict_golden(model, noise_images(model, _golden_sizes(model)) if kept is None else kept.images)
     outputs = ("planes", "probabilities") if probabilities else ("planes",)
     facts = Facts(described, format, model.statistics.dtype, model.stride, _least_side(program), outputs)
     part = out.with_name(f".{out.stem}.{uuid.uuid4().hex[:12]}.part{out.suffix}")
@@ -162,7 +164,7 @@ def trace(graph: StoredToPlanes) -> torch.export.ExportedProgram:
     graph = graph.eval()
     any_size = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
     # Sizes of 1, and equal sizes, are no cases of their own. What is still assumed of sizes becomes an assertion.
-    with torch.no_grad(), symbols.patch(backed_size_oblivious=True):
+    with torch.no_grad(), cast(Any, symbols).patch(backed_size_oblivious=True):
         program = torch.export.export(
             graph, (graph.example(),), dynamic_shapes=(any_size,), prefer_deferred_runtime_asserts_over_guards=True
         )
@@ -171,9 +173,32 @@ def trace(graph: StoredToPlanes) -> torch.export.ExportedProgram:
     for node in list(program.graph.nodes):
         if node.target is torch.ops.aten._assert_scalar.default:
             program.graph.erase_node(node)
+        elif node.target is math.ceil:
+            _divide_in_whole_numbers(program.graph, node)
     program.graph.eliminate_dead_code()
     program.graph_module.recompile()
     return program
+
+
+def _divide_in_whole_numbers(graph: torch.fx.Graph, ceiling: torch.fx.Node) -> None:
+    """Put -(-a // b) for ceil(a / b), by which timm computes padding: torch saves no program with a ceil."""
+    (quotient,) = ceiling.args
+    if not isinstance(quotient, torch.fx.Node) or quotient.target is not operator.truediv:
+        return
+    value: Any = quotient.args[0]
+    divisor = quotient.args[1]
+    with graph.inserting_before(ceiling):
+        steps: list[tuple[Any, tuple[Any, ...]]] = [
+            (operator.neg, ()),
+            (operator.floordiv, (divisor,)),
+            (operator.neg, ()),
+        ]
+        for operation, others in steps:
+            node = graph.call_function(operation, (value, *others))
+            node.meta["val"] = operation(*(a.meta["val"] if isinstance(a, torch.fx.Node) else a for a in node.args))
+            value = node
+    ceiling.replace_all_uses_with(value)
+    graph.erase_node(ceiling)
 
 
 def _check_target(out: Path, format: str) -> None:

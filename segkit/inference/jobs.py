@@ -7,7 +7,6 @@ import json
 import logging
 import signal
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,11 +16,12 @@ from typing import Any
 from segkit.formats.codec import Codec
 from segkit.formats.files import PARTS, open_lines, remove_empty, remove_unfinished
 from segkit.formats.locks import locked
-from segkit.inference.batches import Answering, BatchWork, Item, Outcome, Wanted
+from segkit.inference.batches import Answering, BatchWork, Item, Wanted
+from segkit.inference.computing import Batch, Compute, Computed, compute_here
 from segkit.inference.fingerprint import fingerprint
 from segkit.inference.inputs import Broken, Input, find_inputs
 from segkit.inference.journal import (
-    SHARDS,
+    LOCK,
     Entry,
     Journal,
     Past,
@@ -29,9 +29,9 @@ from segkit.inference.journal import (
     find_journals,
     journal_path,
     read_journals,
+    remove_journals,
 )
 from segkit.inference.objects import OBJECTS_NAME, join_objects
-from segkit.inference.pipeline import run_pipeline
 from segkit.inference.reports import PredictReport, make_report, write_quarantine
 from segkit.inference.shards import WHOLE, Others, Shard
 from segkit.inference.volumes import by_volume
@@ -41,7 +41,7 @@ log = logging.getLogger("segkit")
 
 OVERWRITE = ("always", "never")
 # Hidden: below `PARTS` no case of a volume has such a name.
-_OBJECT_LINES, _LOCK = ".objects-*.jsonl", ".finish.lock"
+_OBJECT_LINES = ".objects-*.jsonl"
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class JobOptions:
         overwrite: `always` or `never` begins a job anew where there is an unfinished one; None refuses that.
         resume: go on with the job that the output folder holds; begin it where there is none.
         shard: which part of the job.
+        compute: where batches are computed.
     """
 
     wanted: Wanted
@@ -61,6 +62,7 @@ class JobOptions:
     overwrite: str | None = None
     resume: bool = False
     shard: Shard = WHOLE
+    compute: Compute = compute_here
 
     def __post_init__(self) -> None:
         if self.overwrite not in (None, *OVERWRITE):
@@ -92,8 +94,12 @@ def run_job(
     job = _Job(predictor, codec, found, broken, out, options, started)
     past = job.past()
     if past is not None and past.finished == []:
+        # Of a process that was killed between its last word and its end.
+        job.remove_leftovers()
+        (out / LOCK).unlink(missing_ok=True)
         return job.report(past)
-    out.mkdir(parents=True, exist_ok=True)
+    with _told(out):
+        out.mkdir(parents=True, exist_ok=True)
     with _told(out), job.journal() as journal:
         job.compute(journal, {} if past is None else past.entries, progress)
         return job.finish(journal)
@@ -125,6 +131,7 @@ class _Job:
             "batch size": options.batch_size,
             "tile": predictor.tile,
             "device": predictor.device.type,
+            "overwrite": "never" if options.wanted.keep else "always",
             **{name: getattr(options.wanted, name) for name in ("axes", "overlay", "probabilities", "objects")},
         }
 
@@ -163,9 +170,9 @@ class _Job:
                     "goes on with it; `--overwrite always` begins anew, and `--overwrite never` too, but keeps masks "
                     "that are there."
                 )
-        for path in (*journals, *self._object_lines()):
-            path.unlink(missing_ok=True)
-        remove_empty(self.out / SHARDS)
+        remove_journals(journals)
+        remove_unfinished(self.out)
+        self.remove_leftovers()
 
     @contextmanager
     def journal(self) -> Iterator[Journal]:
@@ -185,7 +192,6 @@ class _Job:
         # As small as it had become: the members of what is computed at once do not depend on who was killed when.
         earlier = [entry.together for entry in done.values() if entry.batch in self.own and entry.together]
         self.work.together = min(earlier, default=None)
-        begun: deque[int] = deque()
 
         def told(number: int, ahead: int = 0) -> None:
             nonlocal count, shown
@@ -193,7 +199,7 @@ class _Job:
             if progress is not None:
                 progress(shown, images)
 
-        def batches() -> Iterator[list[Item]]:
+        def batches() -> Iterator[Batch]:
             for batch in self.own:
                 if batch in done:
                     continue
@@ -203,21 +209,16 @@ class _Job:
                     journal.add(Entry(batch, number, number, seconds=self._lap()), sync=False)
                     told(number)
                     continue
-                begun.append(batch)
-                yield items
+                yield batch, items
 
         # Of a volume, or a large image, before it is written.
         self.work.progress = lambda share, item: told(0, round(share * len(item)))
         told(0)
         with stoppable() as stop, self._objects() as add_objects:
-            outcomes = run_pipeline(
-                batches(), self.work.read, self.work.answer, self.work.write, stopped=lambda: stop.asked is not None
-            )
-            for found in outcomes:
-                batch = begun.popleft()
-                add_objects(b"".join(outcome.objects for outcome in found))
-                journal.add(self._entry(batch, found))
-                told(self._images(batch))
+            for found in self.options.compute(self.work, batches(), lambda: stop.asked is not None):
+                add_objects(b"".join(outcome.objects for outcome in found.outcomes))
+                journal.add(self._entry(found))
+                told(self._images(found.batch))
         if stop.asked is not None:
             log.warning("stopped: %d of %d images are done. The same command with --resume goes on.", count, images)
             raise KeyboardInterrupt if stop.asked == signal.SIGINT else Preempted
@@ -231,7 +232,7 @@ class _Job:
         past = self._read()
         if first and len(past.entries) == len(self.batches):
             # Shards that end at the same time both find the job done: the second joins what is joined already.
-            with locked(self.out / _LOCK):
+            with locked(self.out / LOCK):
                 self._join(journal, past)
             past = self._read()
         if others is not None and first:
@@ -246,8 +247,15 @@ class _Job:
         broken = self.broken if complete or self.options.shard.number == 1 else []
         return make_report(entries, broken, past.finished or [], past.seconds, complete)
 
+    def remove_leftovers(self) -> None:
+        """What nobody needs once all is joined."""
+        for path in self._object_lines():
+            path.unlink(missing_ok=True)
+        remove_empty(self.out / PARTS)
+
     def _join(self, journal: Journal, past: Past) -> None:
-        if past.lives > self.options.shard.count:
+        # Others than this process may have been killed too.
+        if past.lives > self.options.shard.count or self.options.compute is not compute_here:
             remove_unfinished(self.out)
         failed = []
         try:
@@ -261,9 +269,7 @@ class _Job:
         journal.finish(failed)
         # Last: a process that is killed before has all that it needs to do this again.
         if not failed:
-            for path in lines:
-                path.unlink(missing_ok=True)
-            remove_empty(self.out / PARTS)
+            self.remove_leftovers()
 
     def _read(self) -> Past:
         past = read_journals(find_journals(self.out))
@@ -273,16 +279,16 @@ class _Job:
     def _images(self, batch: int) -> int:
         return sum(map(len, self.batches[batch]))
 
-    def _entry(self, batch: int, outcomes: Sequence[Outcome]) -> Entry:
-        pairs = list(zip(self.batches[batch], outcomes, strict=True))
+    def _entry(self, found: Computed) -> Entry:
+        pairs = list(zip(self.batches[found.batch], found.outcomes, strict=True))
         failed = [
             (item.inputs[0].stem, str(item.image.path), outcome.reason)
             for item, outcome in pairs
             if outcome.reason is not None
         ]
         done = sum(len(item) for item, outcome in pairs if outcome.reason is None)
-        kept = sum(outcome.kept for outcome in outcomes)
-        return Entry(batch, done, kept, failed, self._lap(), self.work.together)
+        kept = sum(outcome.kept for outcome in found.outcomes)
+        return Entry(found.batch, done, kept, failed, self._lap(), found.together)
 
     def _lap(self) -> float:
         now = time.monotonic()

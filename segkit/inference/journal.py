@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from segkit.formats.files import open_lines, write_whole
-from segkit.formats.locks import held_elsewhere
+from segkit.formats.files import open_lines, remove_empty, write_whole
+from segkit.formats.locks import held_elsewhere, locked
 from segkit.inference.shards import Shard
 
 # Of a whole job, and the folder of those of shards. Both are `RESERVED_NAMES`.
 JOURNAL, SHARDS = "_journal.jsonl", "_journal"
+# Held while a job is begun, and while its outputs are joined.
+LOCK = ".job.lock"
 _VERSION = 1
 
 
@@ -70,13 +73,17 @@ class Journal:
 
     def __init__(self, out: Path, shard: Shard, job: Mapping[str, Any]) -> None:
         self.path = journal_path(out, shard)
-        if not self.path.exists():
-            # Whole or not at all: a journal without its first line would say nothing about the job.
-            write_whole(self.path, _line({"version": _VERSION, "job": job}))
+        # Two that begin at the same moment would write a journal each, of which one takes the place of the other.
+        with locked(out / LOCK):
+            if not self.path.exists():
+                # Whole or not at all: a journal without its first line would say nothing about the job.
+                write_whole(self.path, _line({"version": _VERSION, "job": job}))
+            self._held = self.path.open("r+b")
+            if held_elsewhere(self._held.fileno()):
+                self._held.close()
+                raise _at_work(self.path)
+        # Only now: it cuts off what a killed process has left of a line, and one at work may be within a line.
         self._file = open_lines(self.path)
-        if held_elsewhere(self._file.fileno()):
-            self._file.close()
-            raise ValueError(f"{self.path}: another process is at work on this job. Wait for it, or end it.")
         self._add({"life": os.getpid()})
 
     def add(self, entry: Entry, sync: bool = True) -> None:
@@ -92,7 +99,10 @@ class Journal:
         self._add({"finished": list(failed)})
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        finally:
+            self._held.close()
 
     def _add(self, values: Mapping[str, Any], sync: bool = True) -> None:
         self._file.write(_line(values))
@@ -104,6 +114,23 @@ class Journal:
 def journal_path(out: Path, shard: Shard) -> Path:
     """`_journal.jsonl`, or for shards `_journal/2-of-8.jsonl`: a file for each, as two machines cannot share one."""
     return out / JOURNAL if shard.count == 1 else out / SHARDS / f"{shard.number}-of-{shard.count}.jsonl"
+
+
+def remove_journals(paths: Iterable[Path]) -> None:
+    """Of a job that is begun anew.
+
+    Raises:
+        ValueError: another process has one of them open.
+    """
+    with ExitStack() as stack:
+        files = [(path, stack.enter_context(path.open("r+b"))) for path in paths]
+        for path, file in files:
+            if held_elsewhere(file.fileno()):
+                raise _at_work(path)
+        for path, _ in files:
+            path.unlink(missing_ok=True)
+        for folder in {path.parent for path, _ in files if path.parent.name == SHARDS}:
+            remove_empty(folder)
 
 
 def find_journals(out: Path) -> list[Path]:
@@ -152,6 +179,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
             is_hash = isinstance(before, str) and isinstance(now, str) and len(before) == len(now) == 64
             parts.append(f"other {name}" if is_hash else f"{name} was {before!r}, now it is {now!r}")
     return "; ".join(parts)
+
+
+def _at_work(path: Path) -> ValueError:
+    return ValueError(f"{path}: another process is at work on this job. Wait for it, or end it.")
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from segkit.data.sample import Sample
 from segkit.formats.codec import Codec
 from segkit.inference.averaging import OneOrSeveral, open_models
 from segkit.inference.batches import Wanted
+from segkit.inference.computing import Compute, compute_here
 from segkit.inference.jobs import JobOptions, run_job
 from segkit.inference.postprocess import planes_of, postprocess
 from segkit.inference.reports import PredictReport
@@ -115,6 +116,7 @@ class Predictor:
         overwrite: str | None = None,
         resume: bool = False,
         shard: str | Shard = WHOLE,
+        compute: Compute = compute_here,
         progress: Callable[[int, int], None] | None = None,
     ) -> PredictReport:
         """Write one mask per image into `out`, under the path relative to the input given; see docs/batch-inference.md.
@@ -137,6 +139,7 @@ class Predictor:
                 to begin anew where `out` holds an unfinished job.
             resume: go on with the job that `out` holds, or begin it where there is none.
             shard: `2/8` does the second of eight parts.
+            compute: where batches are computed; see `predict_on_ray`.
             progress: called with (images done, images in all).
 
         Raises:
@@ -154,6 +157,7 @@ class Predictor:
             overwrite,
             resume,
             Shard.parse(shard) if isinstance(shard, str) else shard,
+            compute,
         )
         return run_job(self, self.codec, inputs, Path(out), options, progress)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from segkit.data.splits import can_be_listed
 from segkit.formats.files import write_whole
 from segkit.formats.nifti_slices import split_slice_stem
 from segkit.formats.volumes import volume_name
@@ -71,7 +72,8 @@ def make_report(
 def write_quarantine(out: Path, broken: Broken, entries: Iterable[Entry]) -> None:
     """Write samples without masks, each below its reason as a comment; `data.quarantine` takes the file.
 
-    Without such samples there is no file.
+    Names that a list cannot hold, such as those that are no text, are comments too. Without such samples there is no
+    file.
     """
     reasons = {volume_name(path) or path.stem: str(reason) for path, reason in broken}
     for entry in sorted(entries, key=lambda entry: entry.batch):
@@ -83,5 +85,5 @@ def write_quarantine(out: Path, broken: Broken, entries: Iterable[Entry]) -> Non
         return
     lines = [f"# Images that `segkit predict` could not do: {len(reasons)}. Leave them out: data.quarantine."]
     for stem, reason in reasons.items():
-        lines += [f"# {' '.join(reason.split())}", stem]
-    write_whole(path, ("\n".join(lines) + "\n").encode())
+        lines += [f"# {' '.join(reason.split())}", stem if can_be_listed(stem) else f"# Cannot be listed: {stem!r}"]
+    write_whole(path, ("\n".join(lines) + "\n").encode(errors="backslashreplace"))

@@ -149,12 +149,22 @@ def _stages(cases: Sequence[Case], format: MaskFormat) -> Iterator[tuple[str, li
     """Kinds of steps in the order in which they are tried: (what it is, steps of which at most one is kept)."""
     for inner, outer in _nested(cases, format):
         yield f"{inner} within {outer}", [Within(inner, outer, keep) for keep in ("outer", "inner")]
-    names = [name for name in format.names if name != BACKGROUND]
+    # A class that no true mask holds scores best where nothing of it is left: that says nothing of how to clean it.
+    names = [name for name in _occurring(cases, format) if name != BACKGROUND]
     for name in names:
         yield f"holes of {name}", [FillHoles((name,))]
     for name in names:
         sizes = [MinimumSize((name,), pixels=size) for size in _SIZES]
         yield f"small regions of {name}", [LargestComponent((name,)), *sizes]
+
+
+def _occurring(cases: Sequence[Case], format: MaskFormat) -> list[str]:
+    """Names of the classes that any true mask holds."""
+    seen: set[int] = set()
+    for case in cases:
+        target = case.target.array()
+        seen |= {n for n in range(format.num_classes) if n not in seen and format.holds(target, n).any()}
+    return [format.names[number] for number in sorted(seen)]
 
 
 def _nested(cases: Sequence[Case], format: MaskFormat) -> list[tuple[str, str]]:

@@ -1,9 +1,10 @@
 """Logits of overlapping windows blended into bands of finished rows, from the top of an image to its bottom.
 
 The weight of a window is a Gaussian in rows times one in columns, and so is the sum of all weights: both are divided
-by that sum before the first window comes. What follows is linear in each direction. Windows are upsampled (where the
-network left that out) and blended across the columns while they have few rows; down the rows it is done for the rows
-that no later window touches, which are handed on. What is kept grows with the windows and with the width of the image.
+by that sum before the first window comes. Windows are held until no later window touches their rows. Then these are
+blended and handed on, a few at a time, so that they never leave the processor's cache. Where a network ends with an
+upsampling, a window is held with upsampled columns but few rows, of which bands are upsampled in their turn. What is
+held grows with the windows and with the width of the image.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ from segkit.inference.models import SegmentationModel
 from segkit.ops.upsample import CoarseLogits, source_positions
 
 _OVERLAP = 0.25
-# Numbers in a band that is handed on: 16 MiB of float32.
-_BAND_NUMBERS = 2**22
+# Numbers in a band that is handed on. On a CPU 4 MiB of float32, which stay in the cache until they are decoded: with a
+# quarter of it the calls take half as long again, and twice as much is no faster (one core of an AMD EPYC, 2026-11).
+# On a GPU every band costs a launch of every kernel.
+_BAND_NUMBERS = {"cpu": 2**20}
+_GPU_BAND_NUMBERS = 2**24
 
 
 def window_starts(length: int, side: int, overlap: float = _OVERLAP) -> list[int]:
@@ -65,7 +69,8 @@ def stitch(
     """
     stitchers: dict[int, Stitcher] = {}
     for batch in _batches(windows, batch_size):
-        logits = model.coarse_logits(torch.cat([window.pixels for window in batch]))
+        pixels = [window.pixels for window in batch]
+        logits = model.coarse_logits(pixels[0] if len(pixels) == 1 else torch.cat(pixels))
         for place, (number, i, j, _) in enumerate(batch):
             stitcher = stitchers.setdefault(number, Stitcher(grids[number]))
             for rows, band in stitcher.add(i, j, replace(logits, values=logits.values[place : place + 1])):
@@ -126,46 +131,42 @@ class Grid:
 class Stitcher:
     """Takes the windows of a grid in its order, and gives (rows, (C, R, W) float32 logits) of rows that are finished.
 
-    W are the `columns` of the grid. A band may be a view that the next window overwrites.
+    W are the `columns` of the grid.
     """
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self._lines: list[_WindowLine] = []
-        # Memory of a line that has been read: asking the system for new pages takes as long as writing them.
-        self._spare: Tensor | None = None
 
     def add(self, i: int, j: int, logits: CoarseLogits) -> Iterator[tuple[slice, Tensor]]:
         """The rows that are finished with window (i, j), whose logits stand for (1, C, window height, width)."""
         grid = self._grid
         if j == 0:
-            self._lines.append(_WindowLine(grid, i, logits, self._spare))
-            self._spare = None
+            self._lines.append(_WindowLine(grid, i))
         line = self._lines[-1]
-        line.add(j, logits)
+        line.windows.append(_Held(logits))
         if j + 1 < len(grid.lefts):
             return
         start = grid.tops[i]
         stop = grid.tops[i + 1] if i + 1 < len(grid.tops) else grid.size_hw[0]
         # Rows that only one line of windows covers are not summed: a band starts where another line ends.
         edges = sorted({start, stop, *(edge for line in self._lines if start < (edge := line.bottom) < stop)})
+        width = grid.columns.stop - grid.columns.start
         for first, last in pairwise(edges):
-            for rows in line.bands(first, last):
-                yield rows, self._blended(rows)
+            for rows in _bands(first, last, logits.shape[1] * width, logits.values.device):
+                yield rows, self._blended(rows, logits)
         self._lines = [line for line in self._lines if line.bottom > stop]
-        if self._lines and self._lines[-1] is line:
-            self._spare = line.forget_above(stop)
+        for line in self._lines:
+            line.forget_above(stop)
 
-    def _blended(self, rows: slice) -> Tensor:
+    def _blended(self, rows: slice, like: CoarseLogits) -> Tensor:
+        columns = self._grid.columns
+        shape = like.shape[1], rows.stop - rows.start, columns.stop - columns.start
+        band = torch.empty(shape, device=like.values.device)
         covering = [line for line in self._lines if line.top < rows.stop and line.bottom > rows.start]
-        if len(covering) == 1:
-            return covering[0].read(rows)
-        total: Tensor | None = None
-        for line in covering:
-            values, weight = line.read(rows), line.weight[rows.start - line.top : rows.stop - line.top, None]
-            total = values * weight if total is None else total.addcmul_(values, weight)
-        assert total is not None
-        return total
+        for number, line in enumerate(covering):
+            line.add_to(band, rows, is_first=number == 0, is_only=len(covering) == 1)
+        return band
 
 
 class RowResampler:
@@ -180,11 +181,11 @@ class RowResampler:
     def add(self, rows: slice, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """(rows, (C, R, W) logits) at the new size that are finished with these of the old one."""
         width = self._to_hw[1]
-        wide = _across(logits[None], width, align_corners=False)[0]
+        wide = _across(logits, width, align_corners=False)
         kept = wide if self._kept is None else torch.cat([self._kept, wide], dim=1)
         last = rows.stop == self._from_hw[0]
         stop = self._to_hw[0] if last else int(torch.searchsorted(self._lines, float(rows.stop - 1)))
-        for band in _bands(self._done, max(stop, self._done), len(kept) * width):
+        for band in _bands(self._done, max(stop, self._done), len(kept) * width, kept.device):
             yield band, _between(kept, self._lines[band] - self._first)
         self._done = max(stop, self._done)
         if not last:
@@ -194,71 +195,68 @@ class RowResampler:
 
 
 class _WindowLine:
-    """A row of windows, blended across the columns: (C, h, W), where h are the rows that the network computed."""
+    """Windows side by side, as far as they have come."""
 
-    def __init__(self, grid: Grid, i: int, logits: CoarseLogits, memory: Tensor | None) -> None:
-        values = logits.values
-        self._grid, self._size_h, self._align_corners = grid, logits.size_hw[0], logits.align_corners
+    def __init__(self, grid: Grid, i: int) -> None:
+        self._grid, self._i = grid, i
         self.top, self.bottom = grid.tops[i], grid.tops[i] + grid.side_hw[0]
-        self.weight = grid.row_weights(i, values.device)
-        shape = values.shape[1], values.shape[2], grid.columns.stop - grid.columns.start
-        if memory is None or memory.shape != shape or memory.device != values.device:
-            memory = torch.empty(shape, device=values.device)
-        self._values = memory
-        self._coarse_h, self._forgotten = shape[1], 0
-        self._filled = grid.columns.start
+        self.windows: list[_Held] = []
 
-    @property
-    def _upsampled(self) -> bool:
-        return self._coarse_h != self._size_h
+    def add_to(self, band: Tensor, rows: slice, is_first: bool, is_only: bool) -> None:
+        """Add these rows of all windows to a (C, R, W) band, each pixel by the share of its window.
 
-    def add(self, j: int, logits: CoarseLogits) -> None:
-        """Blend window j in."""
-        if logits.values.shape[2] != self._coarse_h:
-            # Another thread in the same network had its last upsampling put back, or left out.
-            logits = CoarseLogits.of(logits.full())
-            self._refine()
-        values = _across(logits.values.float(), logits.size_hw[1], logits.align_corners)[0]
-        weight = self._grid.column_weights(j, values.device)
-        columns, left = self._grid.columns, self._grid.lefts[j]
-        start, stop = max(left, columns.start), min(left + self._grid.side_hw[1], columns.stop)
-        middle = min(max(start, self._filled), stop)
-        if start < middle:
+        Args:
+            is_first: nothing was added to the band before.
+            is_only: no other line has a part in it.
+        """
+        grid, columns = self._grid, self._grid.columns
+        inside = slice(rows.start - self.top, rows.stop - self.top)
+        filled = columns.start if is_first else columns.stop
+        for j, (left, window) in enumerate(zip(grid.lefts, self.windows, strict=True)):
+            values, weight = window.read(inside), grid.column_weights(j, band.device)
+            if not is_only:
+                weight = weight * grid.row_weights(self._i, band.device)[inside, None]
+            start, stop = max(left, columns.start), min(left + grid.side_hw[1], columns.stop)
+            middle = min(max(start, filled), stop)
             mine, place = slice(start - left, middle - left), slice(start - columns.start, middle - columns.start)
-            self._values[..., place].addcmul_(values[..., mine], weight[mine])
-        mine, place = slice(middle - left, stop - left), slice(middle - columns.start, stop - columns.start)
-        torch.mul(values[..., mine], weight[mine], out=self._values[..., place])
-        self._filled = max(self._filled, stop)
+            band[..., place].addcmul_(values[..., mine], weight[..., mine])
+            mine, place = slice(middle - left, stop - left), slice(middle - columns.start, stop - columns.start)
+            torch.mul(values[..., mine], weight[..., mine], out=band[..., place])
+            filled = max(filled, stop)
+
+    def forget_above(self, row: int) -> None:
+        """Keep what is needed for rows of the image from `row` on."""
+        for window in self.windows:
+            window.forget_above(row - self.top)
+
+
+class _Held:
+    """Logits of a window, with as many rows as the network computed."""
+
+    def __init__(self, logits: CoarseLogits) -> None:
+        self._size_hw, self._align_corners = logits.size_hw, logits.align_corners
+        # Columns at once, while there are few rows; in bands a part of the rows would be upsampled over and over.
+        values = logits.values[0]
+        upsampled = values.shape[2] != self._size_hw[1]
+        self._values = _across(values.float(), self._size_hw[1], self._align_corners) if upsampled else values
+        self._coarse_h, self._forgotten = logits.values.shape[2], 0
 
     def read(self, rows: slice) -> Tensor:
-        """(C, R, W) of rows of the image."""
-        if not self._upsampled:
-            shift = self.top + self._forgotten
-            return self._values[:, rows.start - shift : rows.stop - shift]
+        """(C, R, width) float32 of rows of the window; beyond its width, stride padding may follow."""
+        if self._coarse_h == self._size_hw[0]:
+            return self._values[:, rows.start - self._forgotten : rows.stop - self._forgotten].float()
         return _between(self._values, self._positions(rows) - self._forgotten)
 
-    def bands(self, start: int, stop: int) -> Iterator[slice]:
-        """Rows that are read at once."""
-        return _bands(start, stop, self._values.shape[0] * self._values.shape[2])
-
-    def forget_above(self, row: int) -> Tensor:
-        """Keep what is needed for rows from `row` on; the memory that held all."""
-        whole = self._values
-        first = int(self._positions(slice(row, row + 1))[0]) if self._upsampled else row - self.top
-        self._values, self._forgotten = whole[:, first - self._forgotten :].clone(), first
-        return whole
+    def forget_above(self, row: int) -> None:
+        """Keep what is needed for rows from `row` on."""
+        upsampled = self._coarse_h != self._size_hw[0]
+        first = int(self._positions(slice(row, row + 1))[0]) if upsampled else row
+        # A copy, or what is not needed would be kept with it.
+        self._values, self._forgotten = self._values[:, first - self._forgotten :].clone(), first
 
     def _positions(self, rows: slice) -> Tensor:
-        """Where rows of the image lie among those that were computed."""
-        line = rows.start - self.top, rows.stop - self.top
-        return source_positions(*line, self._coarse_h, self._size_h, self._align_corners)
-
-    def _refine(self) -> None:
-        """Go on with a row of values for each row of pixels."""
-        if self._upsampled:
-            height = self._grid.side_hw[0]
-            self._values = _between(self._values, self._positions(slice(self.top, self.top + height)))
-            self._coarse_h = self._size_h = height
+        """Where rows of the window lie among those that were computed."""
+        return source_positions(rows.start, rows.stop, self._coarse_h, self._size_hw[0], self._align_corners)
 
 
 def _batches(windows: Iterable[Window], batch_size: int) -> Iterator[list[Window]]:
@@ -291,26 +289,27 @@ def _line(length: int, side: int) -> tuple[list[int], list[Tensor]]:
     return starts, [(gaussian / total[start : start + side]).float() for start in starts]
 
 
-def _bands(start: int, stop: int, numbers_per_row: int) -> Iterator[slice]:
-    rows = max(1, _BAND_NUMBERS // numbers_per_row)
+def _bands(start: int, stop: int, numbers_per_row: int, device: torch.device) -> Iterator[slice]:
+    rows = max(1, _BAND_NUMBERS.get(device.type, _GPU_BAND_NUMBERS) // numbers_per_row)
     for first in range(start, stop, rows):
         yield slice(first, min(stop, first + rows))
 
 
 def _across(values: Tensor, width: int, align_corners: bool) -> Tensor:
-    """(N, C, h, width): columns upsampled, rows as they are."""
-    if values.shape[3] == width:
+    """(C, R, width): columns upsampled, rows as they are."""
+    if values.shape[2] == width:
         return values
-    return F.interpolate(values, (values.shape[2], width), mode="bilinear", align_corners=align_corners)
+    size_hw = values.shape[1], width
+    return F.interpolate(values[None], size_hw, mode="bilinear", align_corners=align_corners)[0]
 
 
 def _between(values: Tensor, positions: Tensor) -> Tensor:
-    """(C, R, W) rows at fractional positions of (C, h, W), linear."""
+    """(C, R, W) float32 rows at fractional positions of (C, h, W), linear."""
     last = values.shape[1] - 1
     below = positions.floor().long().clamp_(0, last)
-    share = (positions - below).to(values.device, values.dtype)[:, None]
+    share = (positions - below).to(values.device, torch.float32)[:, None]
     above = (below + 1).clamp_max_(last)
     first, end = int(below[0]), int(above[-1]) + 1
-    near = values[:, first:end]
+    near = values[:, first:end].float()
     low, high = (near.index_select(1, (line - first).to(values.device)) for line in (below, above))
     return low.lerp_(high, share)

@@ -59,7 +59,7 @@ class ThresholdChoice:
     Attributes:
         classes: names of the classes that it is for.
         before, best: the one of the model, and the one that all images choose; None is none.
-        score_before: with `before`.
+        score_before: with `before`, a mean over those of the classes that the truth holds.
         cross_fitted: of every image with the threshold that the other folds choose; None without a score.
         plain: with `best`, on the images that chose it, so too good.
         kept: whether `best` replaces `before`.
@@ -137,6 +137,11 @@ class Curves:
             one._images[number, 0] = self._images[number, place]
         return one
 
+    def held(self, classes: Sequence[int]) -> list[int]:
+        """Those of `classes` that the truth holds; of others, a threshold could but raise scores by silencing them."""
+        pixels = self._rows[:, 0, 0] + self._rows[:, 0, 2]  # hits and misses, the same at every candidate
+        return [number for number in classes if pixels[number] > 0]
+
     def scores(self, classes: Sequence[int]) -> Tensor:
         """(T,) the criterion, as a mean over those of `classes` that have a score; NaN where none has."""
         picked = list(classes)
@@ -161,13 +166,9 @@ def fit_thresholds(folds: Sequence[Curves], format: MaskFormat) -> tuple[list[Th
         best = _best(whole, group, now)
         places = [_best(others, group, now) for others in without]
         crossed = _sum([fold.at([place] * format.num_classes) for fold, place in zip(folds, places, strict=True)])
+        held = whole.held(group.classes)
         before, cross, plain = (
-            _number(scores)
-            for scores in (
-                whole.scores(group.classes)[now],
-                crossed.scores(group.classes)[0],
-                whole.scores(group.classes)[best],
-            )
+            _number(score) for score in (whole.scores(held)[now], crossed.scores(held)[0], whole.scores(held)[best])
         )
         kept = best != now and before is not None and cross is not None and cross > before + LEAST_GAIN
         names = tuple(format.names[number] for number in group.classes)
@@ -179,11 +180,8 @@ def fit_thresholds(folds: Sequence[Curves], format: MaskFormat) -> tuple[list[Th
 
 
 def _best(curves: Curves, group: ThresholdGroup, now: int) -> int:
-    """Place of the candidate with the highest score, of equals the nearest to `now`, which stays without a score.
-
-    A class that neither the truth nor a prediction holds has none: another threshold could only make it up.
-    """
-    scores = curves.scores(group.classes)
+    """Place of the candidate with the highest score, of equals the nearest to `now`, which stays without a score."""
+    scores = curves.scores(curves.held(group.classes))
     if scores[now].isnan():
         return now
     scores = scores.nan_to_num(-1.0)

@@ -21,7 +21,8 @@ from segkit.data.loaders import eval_loader
 from segkit.data.splits import fold_stems
 from segkit.formats.codec import Codec
 from segkit.formats.mask_format import MaskFormat
-from segkit.inference.averaging import TestTimeAugmentation
+from segkit.formats.nifti_slices import slice_stem
+from segkit.inference.averaging import with_views
 from segkit.inference.evaluate import as_stored, check_comparable, each_answer
 from segkit.inference.models import SegmentationModel
 from segkit.inference.postprocess import Gathering, find_wholes, planes_of, whole_spacing_mm
@@ -35,6 +36,7 @@ from segkit.inference.threshold_fitting import (
     threshold_candidates,
 )
 from segkit.inference.tiling import check_tile, image_logits
+from segkit.inference.volumes import check_axes
 from segkit.models.devices import pick_device
 from segkit.models.steps import Steps, steps_to_list
 from segkit.ops.upsample import CoarseLogits
@@ -134,15 +136,23 @@ def tune(
     Raises:
         ValueError: nothing to tune, fewer groups than folds, or masks that mean something else.
     """
-    wanted, notes = Criterion.parse(criterion), _untunable(model.format, data.codec) if thresholds else []
+    wanted, untunable = Criterion.parse(criterion), _untunable(model.format, data.codec) if thresholds else []
+    notes = list(untunable)
     check_comparable(model, data)
     check_tile(tile)
-    if not steps and (not thresholds or notes):
-        raise ValueError(" ".join(notes) or "neither thresholds nor post-processing: nothing is left to tune.")
+    if not steps and (not thresholds or untunable):
+        raise ValueError(" ".join(untunable) or "neither thresholds nor post-processing: nothing is left to tune.")
     counted, place = progress if progress is not None else _silent, pick_device(device)
     data, before, had = as_stored(data), model.format, model.postprocess
+    axes = check_axes(None, model.reading)
+    if len(axes) > 1:
+        data = data.across(model.reading.main_axis)
+        notes.append(
+            f"the model averages volumes over the axes {''.join(axes)}; what suits slices across "
+            f"{model.reading.main_axis} alone is chosen."
+        )
     fold_of = _deal(data, folds, group, seed)
-    seen = (model if tta is None else TestTimeAugmentation(model, tta)).to(place).eval()
+    seen = with_views(model, tta).to(place).eval()
 
     def answers(title: str) -> Iterator[Answer]:
         loader = eval_loader(data, batch_size, workers=workers)
@@ -153,7 +163,7 @@ def tune(
 
     choices: list[ThresholdChoice] = []
     final, by_fold = before, [before] * folds
-    if thresholds and not notes:
+    if thresholds and not untunable:
         curves = [Curves(before, threshold_candidates(before), wanted) for _ in range(folds)]
         for answer in answers("counting"):
             curves[fold_of[answer.number]].add(answer.logits.full(), answer.target)
@@ -229,7 +239,7 @@ def _writes_ignored(codec: Codec) -> bool:
     planes = np.full((2, 3, format.num_planes), format.ignore_index, format.dtype)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            codec.write(folder, "ignored", planes)
+            codec.write(folder, slice_stem("ignored", "z", 0), planes)  # a name that codecs of volumes take too
         except ValueError:
             return False
     return True

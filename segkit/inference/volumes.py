@@ -174,7 +174,7 @@ class _Slices:
 
     def logits(self, axis: str) -> Iterator[tuple[slice, CoarseLogits]]:
         """All slices across `axis`, in their order: which ones, and what the model says of them."""
-        reading = replace(self._model.reading, axis=axis)
+        reading = self._model.reading
         spacing_mm = reading.spacing_mm(replace(self._image, axis=axis))
         size = self._batch_size or self._fitting(axis, spacing_mm)
         for start in range(0, self.count(axis), size):

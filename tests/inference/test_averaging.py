@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from segkit.data.reading import ImageReading
 from segkit.formats.mask_format import MaskFormat
-from segkit.inference.averaging import Ensemble, TestTimeAugmentation, open_models
+from segkit.inference.averaging import Ensemble, TestTimeAugmentation, open_models, with_views
 from segkit.inference.evaluate import evaluate
 from segkit.inference.predictor import Predictor
 from segkit.inference.tiling import image_logits
@@ -108,6 +108,22 @@ def test_members_of_one_size_share_windows():
     expected = sum(model.predict_logits(IMAGES).sigmoid() for model in models) / 2
     assert set(models[0].network.sizes[:-1]) == {(32, 32)}
     assert (windows.sigmoid() - expected).abs().max() < 0.02  # windows see images rounded to their stored depth
+
+
+@torch.inference_mode()
+def test_views_of_an_ensemble_are_made_by_each_model_at_its_size(tmp_path):
+    models = [pointwise(1, resize=(40, 64)), pointwise(2)]
+    image = IMAGES[0].permute(1, 2, 0).numpy()
+    expected = Predictor(models, tta="hflip", device="cpu").probabilities(image)
+    together = Ensemble(models)
+    assert np.array_equal(Predictor(together, tta="hflip", device="cpu").probabilities(image), expected)
+    data = write_set(tmp_path, FORMATS["overlapping"], 2)
+    assert evaluate(together, data, tta="hflip", device="cpu", workers=0).pooled("dice").mean is not None
+    # What was tuned since counts.
+    together.format = together.format.with_thresholds([0.25, 0.75])
+    seen = with_views(together, "hflip")
+    assert isinstance(seen, Ensemble)
+    assert (seen.format, with_views(together, None)) == (together.format, together)
 
 
 def test_thresholds_of_an_ensemble_are_the_mean():

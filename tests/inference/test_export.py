@@ -19,11 +19,12 @@ from segkit.inference.export_graph import PlainAdaptivePool, StoredToPlanes
 from segkit.inference.exported import open_exported
 from segkit.models.builder import ARCHITECTURES, build_model
 from segkit.models.bundle import load_model, save_bundle
+from segkit.models.segmenter import STORED_DTYPES
 from segkit.models.statistics import PixelStatistics
 from segkit.ops.sizes import Spacing
 from tests.scenes import default_codec
 
-SMALL = {"decoder_channels": [16, 8, 8, 8, 8]}
+SMALL = {"encoder_depth": 3, "decoder_channels": [16, 8, 8]}
 KINDS = {
     "exclusive": MaskFormat.multiclass(["sky", "ground", "disc"]),
     "one_vs_rest": MaskFormat.multiclass(["sky", "ground", "disc"], "sigmoid", threshold=0.5),
@@ -31,6 +32,32 @@ KINDS = {
 }
 # Odd, smaller than a stride, a whole number of strides; batches of one and of several.
 SHAPES = [(1, 37, 53), (2, 64, 96), (3, 129, 33), (1, 1, 1)]
+
+
+class Blurry(nn.Module):
+    """A network of one's own that exports at once."""
+
+    def __init__(self, encoder_name: str, encoder_weights: str | None, in_channels: int, classes: int) -> None:
+        super().__init__()
+        self.near = nn.Conv2d(in_channels, 8, 5, padding=2)
+        self.head = nn.Conv2d(8, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.near(x).relu())
+
+
+class Moody(Blurry):
+    """Another network for a batch of one, which an exporter cannot see in an example of three."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.shape[0] > 1 else -x)
+
+
+class Curious(Blurry):
+    """Looks at its numbers, which no graph can."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x if x.mean() > 0 else -x)
 
 
 def bundle_of(folder: Path, format: MaskFormat, architecture="unet", encoder="tu-test_resnet", **options) -> Path:
@@ -42,9 +69,13 @@ def bundle_of(folder: Path, format: MaskFormat, architecture="unet", encoder="tu
 
 def wake_up(model) -> None:
     """Logits of a new network hardly differ: with these every class, and *none*, is somewhere."""
-    heads = [m for m in model.network.modules() if isinstance(m, nn.Conv2d)]
+    head = [m for m in model.network.modules() if isinstance(m, nn.Conv2d)][-1]
+    with torch.inference_mode():
+        logits = model.eval()(images_of((2, 64, 96), model.in_channels).to(STORED_DTYPES[model.statistics.dtype]))
+    mean, std = logits.mean((0, 2, 3)), logits.std((0, 2, 3))
     with torch.no_grad():
-        heads[-1].weight.mul_(30)
+        head.bias.sub_(mean).mul_(2 / std)
+        head.weight.mul_((2 / std).view(-1, 1, 1, 1))
 
 
 def images_of(shape: tuple[int, int, int], bands: int = 3, dtype=np.uint8) -> Tensor:
@@ -67,11 +98,10 @@ def compute(path: Path, images: Tensor) -> list[Tensor]:
         return list(torch.export.load(path).module()(images))
 
 
-def check_agrees(path: Path, bundle: Path, shapes=SHAPES, **of_images) -> None:
-    model = load_model(bundle)
+def check_agrees(path: Path, model, shapes=SHAPES) -> None:
     found = set()
     for shape in shapes:
-        images = images_of(shape, **of_images)
+        images = images_of(shape)
         planes, probs = compute(path, images)
         with torch.inference_mode():
             logits = model.predict_logits(images)
@@ -91,8 +121,8 @@ def exported(tmp_path_factory):
     def get(kind: str, format: str) -> tuple[Path, Path]:
         if (kind, format) not in made:
             root = tmp_path_factory.mktemp(f"{kind}-{format}")
-            bundle = bundle_of(root / "m", KINDS[kind], **SMALL)
-            export_bundle(bundle, root / f"model{EXPORT_FORMATS[format]}", format)
+            bundle = bundle_of(root / "m", KINDS[kind], Blurry, "none")
+            export_bundle(bundle, root / f"model{EXPORT_FORMATS[format]}", format, architecture=Blurry)
             made[kind, format] = bundle, root / f"model{EXPORT_FORMATS[format]}"
         return made[kind, format]
 
@@ -103,19 +133,25 @@ def exported(tmp_path_factory):
 @pytest.mark.parametrize("kind", KINDS)
 def test_planes_and_probabilities_are_those_of_the_bundle(exported, kind, format):
     bundle, file = exported(kind, format)
-    check_agrees(file, bundle)
+    check_agrees(file, load_model(bundle, architecture=Blurry))
 
 
 @pytest.mark.parametrize(
-    ("format", "architecture", "encoder"),
-    [("torch", "segformer", "tu-test_resnet"), ("onnx", "pspnet", "tu-test_resnet"), ("torch", "dpt", "tu-test_vit")],
+    ("format", "architecture", "options"),
+    [
+        ("onnx", "unet", SMALL),
+        ("onnx", "pspnet", {}),
+        ("torch", "fpn", {}),
+        ("torch", "deeplabv3plus", {}),
+        ("torch", "segformer", {}),
+    ],
 )
-def test_decoders_of_other_kinds(tmp_path, format, architecture, encoder):
-    bundle = bundle_of(tmp_path / "m", KINDS["exclusive"], architecture, encoder)
+def test_architectures_of_several_kinds(tmp_path, format, architecture, options):
+    bundle = bundle_of(tmp_path / "m", KINDS["exclusive"], architecture, **options)
     file = tmp_path / f"model{EXPORT_FORMATS[format]}"
     report = export_bundle(bundle, file, format)
-    check_agrees(file, bundle, [s for s in SHAPES if min(s[1:]) >= report.least_side])
-    assert report.least_side <= 33
+    check_agrees(file, load_model(bundle), [s for s in SHAPES if min(s[1:]) >= report.least_side])
+    assert report.least_side <= 9
 
 
 @pytest.mark.slow
@@ -129,7 +165,7 @@ def test_every_architecture(tmp_path, architecture, format):
     file = tmp_path / f"model{EXPORT_FORMATS[format]}"
     report = export_bundle(bundle, file, format)
     if format != "aoti":
-        check_agrees(file, bundle, [s for s in SHAPES if min(s[1:]) >= report.least_side])
+        check_agrees(file, load_model(bundle), [s for s in SHAPES if min(s[1:]) >= report.least_side])
 
 
 @pytest.mark.parametrize(
@@ -220,36 +256,9 @@ def test_a_compiled_package_agrees(tmp_path):
         with torch.inference_mode():
             wanted = model.format.decode(model(images))
         assert (package.planes(images) != wanted).float().mean() <= 1e-3
-    assert 255 in wanted.unique() or len(wanted.unique()) > 0
 
 
 # Refusals --------------------------------------------------------------------------------------------------
-
-
-class Blurry(nn.Module):
-    """A network of one's own that exports at once."""
-
-    def __init__(self, encoder_name: str, encoder_weights: str | None, in_channels: int, classes: int) -> None:
-        super().__init__()
-        self.near = nn.Conv2d(in_channels, 8, 5, padding=2)
-        self.head = nn.Conv2d(8, classes, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.near(x).relu())
-
-
-class Moody(Blurry):
-    """Another network for a batch of one, which an exporter cannot see in an example of three."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x if len(x) > 1 else -x)
-
-
-class Curious(Blurry):
-    """Looks at its numbers, which no graph can."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x if x.mean() > 0 else -x)
 
 
 def test_a_network_that_looks_at_numbers_is_refused_in_one_line(tmp_path):
@@ -270,7 +279,7 @@ def test_other_masks_are_never_written_and_the_file_before_stays(tmp_path):
         export_bundle(bundle, tmp_path / "out" / "m.pt2", "torch", architecture=Moody)
     assert [(p.name, p.read_bytes()) for p in (tmp_path / "out").iterdir()] == [("m.pt2", b"before")]
     report = export_bundle(bundle, tmp_path / "out" / "m.pt2", "torch", architecture=Moody, tolerance=1.0)
-    assert 0.01 < report.checked.share < report.checked.worst < 1.0
+    assert 0.1 < report.checked.share < report.checked.worst
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,11 @@ import tifffile
 import torch
 
 from segkit.data.splits import read_quarantine
+from segkit.experiment import write_json
 from segkit.formats import png_files
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
+from segkit.inference import large
 from segkit.inference.journal import JOURNAL, SHARDS, read_journals
 from segkit.inference.predictor import Predictor
 from segkit.models.builder import build_model
@@ -125,6 +127,55 @@ def test_volumes_and_what_is_joined_at_the_end_are_whole_after_kills(tmp_path, n
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+def killed_at(name: str, number: int, work) -> None:
+    """Run `work` in a fork that kills itself after its call `number` of a function of `os`."""
+    pid = os.fork()
+    if not pid:
+        call, left = getattr(os, name), [number]
+
+        def counted(*given, **options):
+            found = call(*given, **options)
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return found
+
+        setattr(os, name, counted)
+        try:
+            work()
+        finally:
+            os._exit(3)  # it was not killed
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+# The COCO file has taken its place; two of the images that it was joined from are removed; the lines of objects are.
+@pytest.mark.parametrize(("call", "number"), [("replace", 7), ("unlink", 3), ("unlink", 7)])
+def test_a_job_killed_while_it_joins_ends_like_one_that_was_not(tmp_path, call, number):
+    images = write_images(tmp_path / "in", 5, broken=1)
+    torch.set_num_threads(1)  # threads do not outlive a fork
+    predictor = Predictor(model(), open_codec("coco", FORMAT), device="cpu")
+    predictor.predict_files([images], tmp_path / "whole", objects=True)
+    out = tmp_path / "out"
+    killed_at(call, number, lambda: predictor.predict_files([images], out, objects=True))
+    assert predictor.predict_files([images], out, objects=True, resume=True).done == 5
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_names_that_are_no_text_are_named_and_left_out_of_the_list(tmp_path, predictor):
+    images = write_images(tmp_path / "in", 1)
+    names = ["bad", "no\udcfetext", "two\nlines", "# sign", "train: a", " space"]
+    for name in names:
+        (images / f"{name}.png").write_bytes(b"no picture")
+    report = predictor.predict_files([images], tmp_path / "out", objects=True)
+    assert (report.done, len(report.failed)) == (1, 6)
+    listed = tmp_path / "out" / "_quarantine.txt"
+    assert read_quarantine(listed, "train") == (["bad"], [])
+    assert listed.read_text().count("# Cannot be listed: ") == 5
+    write_json(tmp_path / "report.json", report.to_dict())
+    told = json.loads((tmp_path / "report.json").read_text())
+    assert sorted(Path(failed["file"]).stem for failed in told["failed"]) == sorted(names)
+
+
 class Stopping(Predictor):
     """Sends itself a signal while its second batch is computed."""
 
@@ -176,6 +227,48 @@ def test_an_unfinished_job_is_not_begun_anew_by_mistake(tmp_path, images, predic
     assert predictor.predict_files([images], out, batch_size=3, overwrite="always").done == 10
     # One that is finished is.
     assert predictor.predict_files([images], out).done == 10
+
+
+def test_a_job_that_keeps_masks_is_not_resumed_as_one_that_does_not(tmp_path, images, predictor):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "s009.png").write_bytes(b"by hand")
+    stopping = Stopping(predictor.model, predictor.codec, device="cpu")
+    with pytest.raises(Preempted):
+        stopping.predict_files([images], tmp_path / "out", batch_size=3, overwrite="never")
+    with pytest.raises(ValueError, match="overwrite was 'never', now it is 'always'"):
+        predictor.predict_files([images], tmp_path / "out", batch_size=3, resume=True)
+    predictor.predict_files([images], tmp_path / "out", batch_size=3, resume=True, overwrite="never")
+    assert (tmp_path / "out" / "s009.png").read_bytes() == b"by hand"
+
+
+def test_a_job_begun_anew_leaves_nothing_of_one_that_was_killed(tmp_path, images, predictor):
+    out = unfinished(tmp_path, images, predictor)
+    (out / f".s009.png.{'0' * 12}.part").write_bytes(b"half")
+    predictor.predict_files([images], out, batch_size=3, overwrite="always")
+    predictor.predict_files([images], tmp_path / "whole", batch_size=3)
+    assert contents(out) == contents(tmp_path / "whole")
+
+
+def test_a_mask_whose_place_is_taken_is_that_of_one_input(tmp_path, monkeypatch):
+    tifffile = pytest.importorskip("tifffile")
+    monkeypatch.setattr(large, "LARGE_PIXELS", 2**10)
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        tifffile.imwrite(tmp_path / "in" / f"{name}.tif", np.full((48, 64, 3), 7, np.uint8), photometric="rgb")
+    (tmp_path / "out" / "b.tif").mkdir(parents=True)
+    predictor = Predictor(model(), open_codec("tiff", FORMAT), device="cpu")
+    report = predictor.predict_files([tmp_path / "in"], tmp_path / "out")
+    assert report.done == 2
+    assert report.failed == [(str(tmp_path / "in" / "b.tif"), f"{tmp_path / 'out' / 'b.tif'}: Is a directory")]
+    (tmp_path / "out" / "b.tif").rmdir()
+    report = predictor.predict_files([tmp_path / "in"], tmp_path / "out", overwrite="never")
+    assert (report.done, report.kept, report.failed) == (3, 2, [])
+
+
+def test_an_out_that_is_a_file_is_named(tmp_path, images, predictor):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(OSError, match=rf"{tmp_path}/out: cannot be written \(File exists\)"):
+        predictor.predict_files([images], tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -373,8 +466,9 @@ def test_one_process_at_a_time_works_on_a_job(tmp_path, images, predictor):
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", code, str(held)], **pipes) as other:
         assert other.stdout.readline() == b"held\n"
-        with pytest.raises(ValueError, match="another process is at work"):
-            predictor.predict_files([images], held.parent, batch_size=3, resume=True)
+        for options in ({"resume": True}, {"overwrite": "always"}):
+            with pytest.raises(ValueError, match="another process is at work"):
+                predictor.predict_files([images], held.parent, batch_size=3, **options)
         other.stdin.close()
     assert predictor.predict_files([images], held.parent, batch_size=3, resume=True).done == 10
 

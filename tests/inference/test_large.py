@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import tifffile
@@ -180,6 +184,47 @@ def test_an_image_that_breaks_off_is_named_and_leaves_no_mask(tmp_path, large_im
     ]
     left = sorted(path.name for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert left == ["_journal.jsonl", "_quarantine.txt"]
+
+
+PEAKS = """
+import re, sys
+from pathlib import Path
+import numpy as np, tifffile, torch
+from torch import nn
+from segkit.data.images import ImageRef
+from segkit.formats.codecs import open_codec
+from segkit.formats.mask_format import MaskFormat
+from segkit.inference.large import predict_large
+from segkit.models.segmenter import Recipe, Segmenter
+from segkit.models.statistics import PixelStatistics
+
+folder, device = Path(sys.argv[1]), torch.device("cpu")
+format = MaskFormat.multiclass(range(16))
+model = Segmenter(nn.Conv2d(3, 16, 1), format, PixelStatistics((0.0,) * 3, (1.0,) * 3), Recipe("a", "none"), stride=1)
+
+def status_mib(key):
+    return int(re.search(rf"{key}:\\s+(\\d+) kB", Path("/proc/self/status").read_text()).group(1)) / 1024
+
+for height in (600, 600, 8000):
+    tiles = (np.zeros((256, 256, 3), np.uint8) for _ in range(-(-height // 256) * 2))
+    size = {"shape": (height, 512, 3), "dtype": np.uint8, "tile": (256, 256)}
+    tifffile.imwrite(folder / "a.tif", tiles, photometric="rgb", **size)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = status_mib("VmRSS")
+    options = {"device": device, "tile": 128}
+    predict_large(model.eval(), ImageRef(folder / "a.tif"), open_codec("tiff", format), folder, "out", **options)
+    print(status_mib("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="only Linux tells the peak of one call")
+def test_memory_does_not_grow_with_the_height(tmp_path):
+    """Logits of 8000 x 512 pixels and 16 classes are 250 MiB, its pixels 12; a line of windows is 4 MiB."""
+    done = subprocess.run([sys.executable, "-c", PEAKS, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, low_mib, tall_mib = map(float, done.stdout.split())
+    assert tall_mib < low_mib + 6
+    assert max(first, tall_mib) < 60
 
 
 def test_only_large_tiff_files_are_large(tmp_path, large_images):

@@ -119,6 +119,17 @@ def test_one_vs_rest_classes_may_get_a_threshold_and_stay_without():
         assert (final.threshold, choice.kept) == (expected, expected is not None)
 
 
+def test_a_class_that_the_truth_lacks_is_not_silenced_by_a_threshold():
+    """A false pixel of c is unsure: above it, the mean would be over two classes in place of three."""
+    format = MaskFormat.multiclass(["a", "b", "c"], "sigmoid")
+    logits = torch.tensor([[2.0, -3.0, -3.0], [-3.0, 2.0, -3.0], [-3.0, -3.0, -1.0]]).view(1, 3, 1, 3)
+    image = (logits, torch.tensor([0, 1, 1], dtype=torch.uint8).view(1, 1, 1, 3))
+    (choice,), final, _ = fit_thresholds(folded(format, [[image], [image]]), format)
+    assert final == format
+    assert choice.best is None
+    assert choice.score_before == pytest.approx((1 + 2 / 3) / 2)
+
+
 @pytest.mark.parametrize("text", ["dice", "pooled_precision", "mean_dice", ""])
 def test_unknown_criteria_are_refused(text):
     with pytest.raises(ValueError, match="expected pooled_dice, pooled_iou"):

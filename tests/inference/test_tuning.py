@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import nibabel
 import numpy as np
@@ -15,7 +16,7 @@ from segkit.formats.nifti_slices import slice_stem
 from segkit.inference.evaluate import evaluate
 from segkit.inference.postprocess import find_wholes, postprocess
 from segkit.inference.predictor import Predictor
-from segkit.inference.tuning import tune
+from segkit.inference.tuning import _untunable, tune
 from segkit.models.segmenter import Recipe, Segmenter
 from segkit.models.statistics import PixelStatistics
 from segkit.models.steps import FillHoles, LargestComponent, MinimumSize, Within
@@ -188,6 +189,37 @@ def test_one_vs_rest_thresholds_need_an_ignored_value(tmp_path):
     assert done.thresholds[0].classes == ("sky", "ground", "disc")
 
 
+def test_volumes_with_an_ignored_value_have_thresholds_too(tmp_path):
+    """Their codec takes names of slices alone, also where it is tried."""
+    format = FORMATS["one_vs_rest"]
+    assert _untunable(format, open_codec("nifti", format)) != []
+    assert _untunable(format, open_codec({"name": "nifti", "ignored_values": [255]}, format)) == []
+
+
+def test_a_class_that_no_true_mask_holds_is_not_cleaned_away(tmp_path):
+    """The model marks a few pixels of it: without them, the mean over the classes that occur would double."""
+    format = MaskFormat.multilabel(["block", "rare"])
+    images = []
+    for seed in range(4):
+        image, truth = specked(seed)
+        image[..., 1] = 40
+        image[1:4, 1:4, 1] = 200
+        images.append((image, np.concatenate([truth, np.zeros_like(truth)], axis=2)))
+    done = tune(banded(format), write_bands(tmp_path, format, images), folds=2, **CPU)
+    assert [step.classes for step in done.postprocess] == [("block",)] * 2
+    assert "rare" not in str([choice.what for choice in done.steps])
+    assert done.format == format
+
+
+def test_sizes_in_mm_of_images_without_a_spacing_are_refused_by_name(tmp_path):
+    format = MaskFormat.binary("block")
+    data = write_bands(tmp_path, format, [specked(0)])
+    model = banded(format)
+    model.postprocess = (MinimumSize(mm2=3.0),)
+    with pytest.raises(ValueError, match="images, s0: minimum_size: mm2, but the image tells no spacing"):
+        evaluate(model, data, **CPU)
+
+
 def test_too_few_groups_and_other_masks_are_refused(tmp_path):
     data = write_set(tmp_path, FORMATS["binary"], 4)
     with pytest.raises(ValueError, match="5 folds need as many groups, and there are 4"):
@@ -242,7 +274,7 @@ class TwoClasses(nn.Module):
         return torch.cat([-x, x], dim=1) * self.one
 
 
-def test_the_command_stores_what_helps_and_evaluate_agrees(tmp_path, capsys):
+def test_the_command_stores_what_helps_and_evaluate_agrees(tmp_path, capsys, monkeypatch):
     config, run = write_config(tmp_path, "overlapping"), tmp_path / "run"
     assert segkit("train", config, "--out", run) == 0
     before = (run / "model" / "segkit.json").read_text()
@@ -260,6 +292,9 @@ def test_the_command_stores_what_helps_and_evaluate_agrees(tmp_path, capsys):
     assert (stored["tuned"]["split"], stored["tuned"]["cross_fitted"]) == ("val", told["cross_fitted"])
     assert segkit("evaluate", run, "--split", "val", "--device", "cpu", "--json", tmp_path / "e.json") == 0
     assert json.loads((tmp_path / "e.json").read_text())["pooled"]["dice"]["mean"] == pytest.approx(told["plain"])
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    assert segkit("tune", run) == 2
+    assert "cannot be written to" in capsys.readouterr().err
     for wrong, message in ((("--split", "test"), "worthless"), (("--criterion", "dice"), "expected pooled_dice")):
         assert segkit("tune", run, *wrong) == 2
         assert message in capsys.readouterr().err

@@ -20,7 +20,12 @@ from pycocotools import mask as run_lengths
 from segkit.data.reading import ImageReading
 from segkit.formats.codecs import open_codec
 from segkit.formats.mask_format import MaskFormat
+from segkit.formats.png_files import decode_png
+from segkit.inference.export import export_bundle
 from segkit.inference.predictor import Predictor
+from segkit.models.builder import build_model
+from segkit.models.bundle import save_bundle
+from segkit.models.steps import open_steps
 from segkit.ops.sizes import Spacing
 from segkit.serving.app import build_app
 from segkit.serving.limits import Limits
@@ -184,6 +189,62 @@ def test_a_view_is_the_picture_and_the_probabilities(client):
     assert np.load(io.BytesIO(client.post("/view?side=20", content=png()).content)).shape == (5, 15, 20)
 
 
+def test_masks_are_post_processed_at_any_threshold_as_where_files_are_predicted():
+    predictor = predictor_of("overlapping")
+    plain = predictor.predict(IMAGE)
+    predictor.model.postprocess = open_steps(["largest_component"], predictor.model.format)
+    expected = predictor.predict(IMAGE)
+    assert expected.sum() < plain.sum()
+    with client_of(predictor) as client:
+        assert client.get("/health").json()["model"]["postprocess"] == [{"name": "largest_component"}]
+        # The second is decoded from logits, at thresholds that are nearly the same.
+        for query in ("", "&threshold=0.5000001"):
+            answer = client.post(f"/predict?output=rle{query}", content=png()).json()
+            areas = [found["area"] for found in answer["classes"]]
+            assert areas == pytest.approx(expected.sum((0, 1)).tolist(), abs=2)
+
+
+def test_answers_of_several_views_are_averaged_as_where_files_are_predicted():
+    network = model(FORMATS["binary"])
+    codec = open_codec("index_png", FORMATS["binary"])
+    single, flipped = (Predictor(network, codec, device="cpu", tta=views) for views in (None, "flips"))
+    with client_of(flipped) as client:
+        stored = np.load(io.BytesIO(client.post("/predict?output=probabilities", content=png()).content))
+    assert np.allclose(stored["probabilities"], flipped.probabilities(IMAGE), atol=1e-3)
+    assert not np.allclose(stored["probabilities"], single.probabilities(IMAGE), atol=1e-3)
+
+
+def test_an_exported_file_is_served_like_its_bundle(tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    format = FORMATS["overlapping"]
+    codec = open_codec("bit_planes", format)
+    network = build_model("unet", "tu-test_resnet", format, weights=None, encoder_depth=3, decoder_channels=[16, 8, 8])
+    export_bundle(save_bundle(network, tmp_path / "m", codec), tmp_path / "m.onnx")
+    answers = []
+    for path in (tmp_path / "m", tmp_path / "m.onnx"):
+        with client_of(Predictor(path, device="cpu")) as client:
+            asked = [client.post(f"/predict?threshold={t}", content=png(n)) for t in (0.4, 0.5) for n in (1, 2)]
+            answers.append(np.stack([decode_png(answer.content).pixels for answer in asked]))
+    assert len(np.unique(answers[0])) > 2
+    # Another runtime adds up in another order.
+    assert (answers[0] == answers[1]).mean() > 0.999
+
+
+def test_an_image_above_the_size_of_windows_is_answered_as_where_files_are_predicted(monkeypatch):
+    for module in ("segkit.inference.tiling", "segkit.serving.engine"):
+        monkeypatch.setattr(f"{module}.WHOLE_PIXELS", 2000)
+        monkeypatch.setattr(f"{module}.DEFAULT_TILE", 32)
+    predictor = predictor_of("exclusive")
+    seen = []
+    whole = predictor.model.coarse_logits
+    predictor.model.coarse_logits = lambda images: (seen.append(tuple(images.shape[-2:])), whole(images))[1]
+    with client_of(predictor) as client:
+        answer = client.post("/predict", content=png())
+    assert set(seen) == {(32, 32)}
+    assert np.array_equal(decode_png(answer.content).pixels, predictor.predict(IMAGE)[..., 0])
+
+
 # Refusals ----------------------------------------------------------------------------------------------
 
 
@@ -236,7 +297,7 @@ def test_what_is_no_good_image_is_refused_in_one_sentence(client, content, statu
 
 def test_pixels_are_counted_before_any_is_decoded(client, monkeypatch):
     monkeypatch.setattr("segkit.serving.app.decode_picture", lambda *_: pytest.fail("decoded"))
-    assert client.post("/predict", content=huge_png(20_000, 20_000)).status_code == 413
+    assert client.post("/predict", content=huge_png(3000, 3000)).status_code == 413
 
 
 @pytest.mark.parametrize(

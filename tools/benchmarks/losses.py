@@ -41,7 +41,7 @@ class Case:
     baseline: str
     contenders: list[Contender]
     logits_mib: float
-    floor: Floor
+    floor: Floor | None = None
     tolerance: float = 1e-3
 
 
@@ -60,7 +60,7 @@ def losses_memory(settings: Settings) -> list[Row]:
     for name in names:
         case = CASES[name](settings)
         case = replace(case, contenders=[replace(c, goal=_goal(c, 1.15)) for c in case.contenders])
-        row = _memory("losses-memory", name, case, settings)
+        row = memory_row("losses-memory", name, case, settings)
         rows.append(replace(row, baseline=None, unit=case.logits_mib, unit_name="the logits").relate())
     return rows
 
@@ -77,7 +77,7 @@ def upsampled_loss(settings: Settings) -> list[Row]:
         case = CASES[name](settings)
         rows.append(_time("upsampled-loss", case, settings))
         case = replace(case, contenders=[replace(c, goal=_goal(c, 0.10)) for c in case.contenders])
-        rows.append(_memory("upsampled-loss", name, case, settings))
+        rows.append(memory_row("upsampled-loss", name, case, settings))
     return rows
 
 
@@ -229,10 +229,10 @@ def monai_overlapping_loss() -> Loss:
 def _time(command: str, case: Case, settings: Settings) -> Row:
     row = time_row(command, case.title, case.baseline, case.contenders, settings, tolerance=case.tolerance)
     # On the CPU the definition in plain PyTorch runs, which moves other bytes.
-    return with_floor(row, case.floor) if settings.device.type == "cuda" else row
+    return with_floor(row, case.floor) if case.floor is not None and settings.device.type == "cuda" else row
 
 
-def _memory(command: str, name: str, case: Case, settings: Settings) -> Row:
+def memory_row(command: str, name: str, case: Case, settings: Settings) -> Row:
     """Whole processes in turns; memory hardly varies, so three rounds say all."""
     entries = [Entry(c.name, goal=c.goal) for c in case.contenders]
     title = f"peak memory, {case.title}"

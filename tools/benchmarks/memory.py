@@ -30,7 +30,7 @@ def peak_mib(case: str, contender: str, settings: Settings) -> float:
     """Peak memory of one call beyond what was there before it, in MiB.
 
     Args:
-        case: a name of `benchmarks.losses.CASES`.
+        case: a name of `CASES` in `benchmarks.losses` or `benchmarks.windows`.
         contender: a name in that case.
 
     Raises:
@@ -54,11 +54,12 @@ def peak_mib(case: str, contender: str, settings: Settings) -> float:
 
 def measure_here(case: str, contender: str, settings: Settings) -> float:
     """`peak_mib` in this process."""
-    from benchmarks.losses import CASES
+    from benchmarks import losses, windows
 
+    cases = {**losses.CASES, **windows.CASES}
     # The same on tiny tensors first: threads, kernels and autograd take their own memory once.
-    _run_of(CASES[case](replace(settings, small=True)).contenders, contender)()
-    run = _run_of(CASES[case](settings).contenders, contender)
+    _run_of(cases[case](replace(settings, small=True)).contenders, contender)()
+    run = _run_of(cases[case](settings).contenders, contender)
     if settings.device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
