@@ -74,8 +74,10 @@ def main(
 
 def _write_images(root: Path, sources: list[Path], images: int, broken: int, rng: random.Random) -> list[str]:
     """Crops of real images, of which no two are the same; the names of the broken ones."""
-    paths = sorted(path for source in sources for path in source.iterdir() if path.suffix.lower() in (".png", ".jpg"))
+    paths = sorted(path for source in sources for path in source.iterdir() if path.is_file())
     pictures = [picture for path in paths[:200] if (picture := cv2.imread(str(path))) is not None]
+    if not pictures:
+        raise typer.BadParameter(f"{sources}: no images here.")
     root.mkdir()
     bad = []
     for number in range(images):
