@@ -31,12 +31,15 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def level_of_logs() -> Iterator[None]:
-    """Commands set how much of segkit is told, for the whole process; later tests must not depend on it."""
-    log = logging.getLogger("segkit")
-    level = log.level
+def what_is_told() -> Iterator[None]:
+    """Commands and libraries set what is logged for the whole process; later tests must not depend on it."""
+    log, root = logging.getLogger("segkit"), logging.getLogger()
+    level, root_level = log.level, root.level
     yield
     log.setLevel(level)
+    root.setLevel(root_level)
+    log.disabled, log.propagate = False, True
+    logging.disable(logging.NOTSET)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
