@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 # Before torch is imported, and for the processes that tests start: tests compute little, and torch's threads wait for
@@ -31,14 +30,12 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def what_is_told() -> Iterator[None]:
+def what_is_told() -> None:
     """Commands and libraries set what is logged for the whole process; later tests must not depend on it."""
-    log, root = logging.getLogger("segkit"), logging.getLogger()
-    level, root_level = log.level, root.level
-    yield
-    log.setLevel(level)
-    root.setLevel(root_level)
+    log = logging.getLogger("segkit")
+    log.setLevel(logging.NOTSET)
     log.disabled, log.propagate = False, True
+    logging.getLogger().setLevel(logging.WARNING)
     logging.disable(logging.NOTSET)
 
 
